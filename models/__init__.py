@@ -1,0 +1,1 @@
+"""Model architectures, presets, loading of published checkpoints and text generation."""

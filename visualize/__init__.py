@@ -1,0 +1,1 @@
+"""Pictures, tables and equations read off a graph."""
