@@ -20,13 +20,13 @@ demo: $(VENV)/.core ## install, then run the tour
 	@$(BIN)/tensorgraph demo
 
 test: $(VENV)/.test ## install, then run the fast tests (JOBS=2 processes, TEST_ARGS="-k name")
-	$(PYTEST) -n $(JOBS) $(TEST_ARGS)
+	@$(PYTEST) -n $(JOBS) $(TEST_ARGS)
 
 slow: $(VENV)/.test ## run the tests marked slow
 	@$(PYTEST) -m slow $(TEST_ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; }
 
 parity: $(VENV)/.parity ## compare with torch and transformers (installs both)
-	$(PYTEST) tests/parity $(TEST_ARGS)
+	@$(PYTEST) -m "" tests/parity $(TEST_ARGS)
 
 lint: $(VENV)/.dev ## ruff: rules and format
 	$(BIN)/ruff check .
