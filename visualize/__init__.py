@@ -1,1 +1,9 @@
-"""Pictures, tables and equations read off a graph."""
+"""Pictures of graphs: a projection makes a `View`, a `Picture` draws it as SVG, PNG, Mermaid, DOT or text."""
+
+from __future__ import annotations
+
+from tensorgraph.visualize.picture import Picture
+from tensorgraph.visualize.theme import THEMES
+from tensorgraph.visualize.view import SEED_LEGEND, Block, Box, Edge, View, Weight
+
+__all__ = ["SEED_LEGEND", "THEMES", "Block", "Box", "Edge", "Picture", "View", "Weight"]

@@ -1,0 +1,257 @@
+"""View -> DOT text. Graphviz makes the layout; here stand only attributes, and the tables that become labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tensorgraph.visualize.escape import clean, dot_string, html_text, safe_link, shorten
+from tensorgraph.visualize.theme import FONT, Kind, Theme, find_theme, kind_of, style_of, value_range
+from tensorgraph.visualize.view import Box, Edge, EdgeKind, View
+
+LABEL, SMALL, CAPTION = 13.0, 10.0, 10.5  # sizes of type, in points
+_EM = 0.6  # mean width of a character in the widest fonts a reader may have (DejaVu, Verdana), in em
+
+# A heavy edge stays short and straight: what the model computes forms the spine, the rest bends around it.
+_EDGES: Mapping[EdgeKind, Mapping[str, str]] = {
+    "data": {"weight": "8"},
+    "residual": {"weight": "1", "penwidth": "1.6"},
+    "tied": {"style": "dashed", "dir": "none", "constraint": "false", "weight": "0", "penwidth": "1.4"},
+    "gradient": {"style": "dashed", "arrowhead": "empty", "weight": "1"},
+    "control": {"style": "dotted", "weight": "1"},
+}
+
+_MEANING: Mapping[Kind, str] = {
+    "trained": "trained (thick border)",
+    "frozen": "frozen (dashed border)",
+    "mixed": "partly trained",
+    "tied": "tied: stored once, counted once",
+}
+
+
+def to_dot(view: View, theme: str = "seed", shapes: bool = False) -> str:
+    """The view as DOT text; `shapes` draws the labels of edges.
+
+    The same view gives the same text. Raises GraphError [TG381] for an unknown theme.
+    """
+    paint = find_theme(theme)
+    lines = [
+        "digraph {",
+        f"  graph [{_attributes(_graph(view, paint))}];",
+        f"  node [{_attributes(_NODE)}];",
+        f"  edge [{_attributes(_edge_default(paint))}];",
+        f"  subgraph cluster_page {{ label={_title(view, paint)}; labeljust=l; labelloc=t; peripheries=0; margin=2;",
+    ]
+    names = {box.id: f"n{i}" for i, box in enumerate(view.boxes)}
+    lines += _frames(view, paint, names)
+    lines.append("  }")
+    lines += [
+        f"  {names[e.source]} -> {names[e.target]} [{_edge(e, i, paint, shapes)}];" for i, e in enumerate(view.edges)
+    ]
+    return "\n".join([*lines, "}", ""])
+
+
+def titles(view: View) -> dict[str, str]:
+    """What a reader sees on pointing at a part of the picture, by the part's title in Graphviz's SVG."""
+    names = {box.id: f"n{i}" for i, box in enumerate(view.boxes)}
+    labels = {box.id: box.label for box in view.boxes}
+    found = {names[box.id]: tooltip(box) for box in view.boxes}
+    for edge in view.edges:
+        about = f"{labels[edge.source]} → {labels[edge.target]}"
+        found[f"{names[edge.source]}->{names[edge.target]}"] = f"{edge.label}: {about}" if edge.label else about
+    found |= {f"cluster_b{i}": block.heading for i, block in enumerate(view.blocks)}
+    return {key: clean(text) for key, text in found.items()} | {"cluster_page": clean(view.title)}
+
+
+def tooltip(box: Box) -> str:
+    """The box's own tooltip, or its label with every weight's name, shape and count."""
+    listed = "; ".join(" ".join(part for part in (w.name, w.shape, w.counted) if part) for w in box.weights)
+    return box.tooltip or (f"{box.label}: {listed}" if listed else box.label)
+
+
+_NODE = {
+    "shape": "box",
+    "style": "rounded,filled",
+    "fontname": FONT,
+    "fontsize": f"{LABEL:g}",
+    "margin": "0.13,0.07",
+    "height": "0.42",
+    "width": "0.42",
+}
+
+
+def _graph(view: View, paint: Theme) -> dict[str, str]:
+    across = view.direction == "LR"
+    return {
+        "rankdir": view.direction,
+        "bgcolor": paint.page,
+        "fontname": FONT,
+        "fontsize": f"{CAPTION:g}",
+        "fontcolor": paint.muted,
+        "pad": "0.25",
+        "nodesep": "0.28" if across else "0.36",
+        "ranksep": "0.42" if across else "0.36",
+        "splines": "true",
+        "outputorder": "edgesfirst",
+        "label": _legend(view, paint),
+        "labelloc": "b",
+        "labeljust": "l",
+    }
+
+
+def _edge_default(paint: Theme) -> dict[str, str]:
+    return {
+        "color": paint.edge,
+        "fontcolor": paint.muted,
+        "fontname": FONT,
+        "fontsize": f"{SMALL:g}",
+        "arrowsize": "0.65",
+        "penwidth": "1.1",
+    }
+
+
+def _frames(view: View, paint: Theme, names: Mapping[str, str]) -> list[str]:
+    """Boxes and frames in the order of the boxes: a frame opens where its first box stands; an explicit stack nests."""
+    numbers = {block.id: i for i, block in enumerate(view.blocks)}
+    lines: list[str] = []
+    opened: tuple[str, ...] = ()
+    for box in view.boxes:
+        path = view.path(box)
+        shared = 0
+        while shared < min(len(path), len(opened)) and path[shared] == opened[shared]:
+            shared += 1
+        lines += ["  }"] * (len(opened) - shared)
+        lines += [_frame(view, paint, numbers[b], depth) for depth, b in enumerate(path[shared:], shared)]
+        opened = path
+        lines.append(f"  {names[box.id]} [{_node(box, view, paint)}];")
+    return [*lines, *["  }"] * len(opened)]
+
+
+def _frame(view: View, paint: Theme, number: int, depth: int) -> str:
+    block = view.blocks[number]
+    attributes = {
+        "style": "rounded,dashed,filled" if depth == 0 else "rounded,dashed",
+        "color": paint.frame,
+        "fillcolor": paint.frame_fill,
+        "penwidth": "1.2" if depth == 0 else "0.8",
+        "margin": "14" if depth == 0 else "10",
+        "labeljust": "l",
+        "labelloc": "t",
+        "fontname": FONT,
+        "peripheries": "1",
+    }
+    size = LABEL - 1 - min(depth, 2)
+    if view.direction == "LR":
+        return f"  subgraph cluster_b{number} {{ graph [{_attributes(attributes | {'label': _heading(size, paint, block.heading)})}];"
+    # Downwards the spine would run through a heading: there it stands as a node, in the first row of its block.
+    heading = _heading(size, paint, f"{block.title} {block.times}", block.note)
+    node = {"shape": "plaintext", "style": "", "width": "0", "height": "0", "margin": "0.02", "label": heading}
+    return f"  subgraph cluster_b{number} {{ graph [{_attributes(attributes)}, label=\"\"];\n  h{number} [{_attributes(node)}];"
+
+
+def _heading(size: float, paint: Theme, *lines: str) -> str:
+    """Lines of text with an empty row below, the lane of edges that pass over boxes: without it they cross the text."""
+    rows = "".join(
+        f'<TR><TD ALIGN="LEFT"><FONT POINT-SIZE="{size - i:g}" COLOR="{paint.text}">{_bold(line, i == 0)}</FONT></TD></TR>'
+        for i, line in enumerate(lines)
+        if line
+    )
+    return f'<<TABLE BORDER="0" CELLSPACING="0" CELLPADDING="0">{rows}<TR><TD HEIGHT="10"></TD></TR></TABLE>>'
+
+
+def _bold(line: str, first: bool) -> str:
+    text = html_text(shorten(line, 90)) or "&#160;"
+    return f"<B>{text}</B>" if first else text
+
+
+def _node(box: Box, view: View, paint: Theme) -> str:
+    style = style_of(box, view, paint)
+    rows = view.rows(box)
+    attributes = {
+        "label": f"<{_label(box, rows)}>",
+        "fillcolor": style.fill,
+        "color": style.stroke,
+        "fontcolor": style.text,
+        "style": "filled,rounded" if style.border == "solid" else f"filled,rounded,{style.border}",
+        "penwidth": f"{style.width:g}",
+        "width": f"{_least_width(box, rows):.2f}",
+        "tooltip": dot_string(tooltip(box)),
+    }
+    link = safe_link(box.link)
+    return _attributes(attributes if link is None else attributes | {"URL": dot_string(link), "target": '"_top"'})
+
+
+def _label(box: Box, rows: tuple[tuple[str, ...], ...]) -> str:
+    columns = max([len(row) for row in rows], default=1)
+    span = f' COLSPAN="{columns}"' if columns > 1 else ""
+    cells = [f'<TR><TD{span}><FONT POINT-SIZE="{LABEL:g}">{_shown(box.label)}</FONT></TD></TR>']
+    for row in rows:
+        texts = [f'<FONT POINT-SIZE="{SMALL:g}">{_shown(cell)}</FONT>' for cell in row]
+        if len(texts) == 1:
+            cells.append(f"<TR><TD{span}>{texts[0]}</TD></TR>")
+        else:
+            sides = ("LEFT", "CENTER", "RIGHT")
+            cells.append(
+                "<TR>" + "".join(f'<TD ALIGN="{s}">&#160;{t}&#160;</TD>' for s, t in zip(sides, texts, strict=True)) + "</TR>"
+            )
+    return f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="1">{"".join(cells)}</TABLE>'
+
+
+def _shown(text: str) -> str:
+    """Text in a box: an empty cell would be a syntax error, an endless one would push all else off the page."""
+    return html_text(shorten(text)) or "&#160;"
+
+
+def _least_width(box: Box, rows: tuple[tuple[str, ...], ...]) -> float:
+    """Inches that the text takes in a wide font, so that it fits whichever font of the list a reader has."""
+    widest = max([len(shorten(box.label)) * LABEL, *(sum(len(shorten(c)) + 1 for c in row) * SMALL for row in rows)])
+    return max(0.42, (_EM * widest + 10) / 72)
+
+
+def _edge(edge: Edge, number: int, paint: Theme, shapes: bool) -> str:
+    colours = {"residual": paint.residual, "tied": paint.tied, "gradient": paint.gradient}
+    attributes = {"id": f"e{number}", **_EDGES[edge.kind], "color": colours.get(edge.kind, paint.edge)}
+    if shapes and edge.label and edge.kind != "residual":  # the shape beside the spine is that of the sum it joins
+        attributes["label"] = f"<&#160;{_shown(edge.label)}&#160;>"
+    return _attributes(attributes)
+
+
+def _title(view: View, paint: Theme) -> str:
+    return f'<<FONT POINT-SIZE="15" COLOR="{paint.text}"><B>{html_text(shorten(view.title, 120)) or "&#160;"}</B></FONT>>'
+
+
+def _legend(view: View, paint: Theme) -> str:
+    """Below the picture: the legend's sentence beside its colour, kinds that are in the picture, the scale of values."""
+    present = {kind_of(box, view) for box in view.boxes}
+    entries: list[tuple[str, str]] = []
+    valued = any(box.value is not None for box in view.boxes)
+    if view.legend and present - {"plain", "constant"}:
+        highlight = "" if valued or view.modes else _swatch(paint, "weight")
+        entries.append((highlight, html_text(view.legend)))
+    entries += [("" if valued else _swatch(paint, kind), text) for kind, text in _MEANING.items() if kind in present]
+    if valued:
+        low, high = value_range(view)
+        strip = "".join(f'<TD BGCOLOR="{colour}" WIDTH="14" HEIGHT="9"></TD>' for colour in paint.scale)
+        ends = f"<TD>{low:.3g}&#160;</TD>{strip}<TD>&#160;{high:.3g}</TD>"
+        entries.append(
+            (
+                f'<TD><TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0"><TR>{ends}</TR></TABLE></TD>',
+                html_text(view.values_label or "value"),
+            )
+        )
+    if not entries:
+        return '""'
+    cells = "".join(f'{swatch}<TD ALIGN="LEFT">{text}&#160;&#160;&#160;</TD>' for swatch, text in entries)
+    return f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="4"><TR>{cells}</TR></TABLE>>'
+
+
+def _swatch(paint: Theme, kind: Kind) -> str:
+    style = paint.boxes[kind]
+    border = "" if style.border == "solid" else f' STYLE="{style.border}"'
+    return f'<TD BORDER="1" BGCOLOR="{style.fill}" COLOR="{style.stroke}"{border} WIDTH="20" HEIGHT="9"></TD>'
+
+
+def _attributes(pairs: Mapping[str, str]) -> str:
+    """Attributes as DOT; a value that begins with `<` or `"` is already a DOT string of ours."""
+    return ", ".join(
+        f"{key}={value if value.startswith(('<', chr(34))) else dot_string(value)}" for key, value in pairs.items()
+    )

@@ -1,0 +1,57 @@
+"""What foreign text becomes in each format, so that no name can change a picture's structure or run anything."""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from urllib.parse import quote
+
+# Mermaid entity codes; `#` first opens such a code, `:` beside "style" would make Mermaid swallow a semicolon.
+_MERMAID = {c: f"#{ord(c)};" for c in '"#<>&`\\*~$'} | {'"': "#quot;", "<": "#lt;", ">": "#gt;", "&": "#amp;"}
+_LINK = re.compile(r"(?:https?://[^/]|/(?!/))", re.IGNORECASE)
+
+
+def clean(text: str) -> str:
+    """One line of text without control characters, direction overrides, lone surrogates or non-characters."""
+    spaced = " ".join(text.split())
+    return "".join(c for c in spaced if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Cn", "Zl", "Zp"))
+
+
+def shorten(text: str, most: int = 60) -> str:
+    """Clean text of at most `most` characters, the end given up for an ellipsis."""
+    text = clean(text)
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+
+
+def html_text(text: str) -> str:
+    """Text inside XML or a Graphviz HTML-like label."""
+    return html.escape(clean(text))
+
+
+def dot_string(text: str) -> str:
+    """A quoted DOT string: Graphviz reads both backslash escapes and HTML entities in it."""
+    return '"' + clean(text).replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def mermaid_text(text: str) -> str:
+    """Text inside a quoted Mermaid label, as it would be read by Mermaid's lexer, its Markdown and then HTML."""
+    text = clean(text).replace("\\n", "\\\u200bn")  # Mermaid breaks lines at a backslash and an n, even when encoded
+    out = "".join(_MERMAID.get(c, c) for c in text)
+    if "style" in text or "classDef" in text:
+        out = out.replace(":", "#58;")
+    out = re.sub(r"(?<!\w)_|_(?!\w)", "#95;", out)  # `_x_` is emphasis, `W_q` is not
+    return re.sub(r"^(\d+)([.)])(?=\s)|^([-+])(?=\s)", lambda m: _numbered(m), out)
+
+
+def _numbered(match: re.Match[str]) -> str:
+    digits, stop, bullet = match.groups()
+    return f"#{ord(bullet)};" if bullet else f"{digits}#{ord(stop)};"
+
+
+def safe_link(link: str | None) -> str | None:
+    """The link, percent-encoded, if it is http, https or a path from the site's root; else None."""
+    if link is None:
+        return None
+    text = clean(link).replace(" ", "%20")
+    return quote(text, safe="/:?#@!$&()*+,=-._~%[]") if _LINK.match(text) else None

@@ -1,0 +1,118 @@
+"""A picture of a view in every format: made once, when first asked for."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Container
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tensorgraph.errors import GraphError
+from tensorgraph.visualize import engine as layout
+from tensorgraph.visualize.dot import titles, to_dot
+from tensorgraph.visualize.escape import clean
+from tensorgraph.visualize.mermaid import to_mermaid
+from tensorgraph.visualize.terminal import to_text
+from tensorgraph.visualize.theme import find_theme
+from tensorgraph.visualize.view import View
+
+SUFFIXES = (".svg", ".png", ".mmd", ".mermaid", ".dot", ".gv", ".txt")
+_SCALE, _LONGEST = 2.0, 16_000  # PNG pixels per CSS pixel; no side longer than this, which viewers still open
+
+
+class Picture:
+    """A view in a theme: `.svg`, `.png`, `.mermaid`, `.dot`, `.text`, and `.save(path)`.
+
+    `shapes` draws the labels of edges; `engine` is "auto", "dot" or "graphviz-pure" (the same bytes on every machine).
+    Raises GraphError [TG381] for an unknown theme.
+    """
+
+    def __init__(
+        self, view: View, *, theme: str = "seed", shapes: bool = False, engine: layout.Engine = "auto"
+    ) -> None:
+        find_theme(theme)
+        self.view, self.theme, self.shapes, self.engine = view, theme, shapes, engine
+
+    @cached_property
+    def dot(self) -> str:
+        """DOT text."""
+        return to_dot(self.view, self.theme, self.shapes)
+
+    @cached_property
+    def mermaid(self) -> str:
+        """Mermaid text; raises GraphError [TG385] for a graph too large for GitHub."""
+        return to_mermaid(self.view, self.theme, self.shapes)
+
+    @cached_property
+    def text(self) -> str:
+        """Plain text for a terminal."""
+        return to_text(self.view, self.shapes)
+
+    @cached_property
+    def svg(self) -> str:
+        """SVG text; raises GraphError [TG382]..[TG384] if Graphviz cannot make it."""
+        raw = layout.render(self.dot, "svg", self.engine)
+        return layout.finish_svg(raw, clean(self.view.title), titles(self.view))
+
+    @cached_property
+    def png(self) -> bytes:
+        """PNG bytes at twice the size on screen, less for a picture over 16,000 pixels long; raises as `svg` does."""
+        width, height = layout.svg_size(self.svg)
+        dpi = min(96 * _SCALE, 72 * _LONGEST / max(width, height, 1))
+        return layout.render(self.dot, "png", self.engine, dpi)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the picture in the format of the suffix, at once or not at all; the path written.
+
+        Raises GraphError: [TG386] unknown suffix, [TG387] the file cannot be written, and what the format raises.
+        """
+        path = Path(path)
+        forms: dict[str, Callable[[], str | bytes]] = {
+            ".svg": lambda: self.svg,
+            ".png": lambda: self.png,
+            ".txt": lambda: self.text,
+            ".mmd": lambda: self.mermaid,
+            ".mermaid": lambda: self.mermaid,
+            ".dot": lambda: self.dot,
+            ".gv": lambda: self.dot,
+        }
+        if path.suffix.lower() not in forms:
+            raise GraphError(
+                "TG386",
+                f"no picture format is named {path.suffix!r} ({path.name})",
+                hint=f"save as one of: {' '.join(SUFFIXES)}",
+            )
+        made = forms[path.suffix.lower()]()
+        data = made.encode() if isinstance(made, str) else made
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            try:
+                part.write_bytes(data)
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+        except OSError as error:
+            raise GraphError("TG387", f"cannot write {path}: {error.strerror or error}") from error
+        return path
+
+    def _repr_mimebundle_(
+        self, include: Container[str] | None = None, exclude: Container[str] | None = None
+    ) -> dict[str, Any]:
+        """For notebooks: Mermaid and text, and the SVG if it has been made; no program is called to show a picture."""
+        bundle = {"text/plain": self.text}
+        try:
+            bundle["text/vnd.mermaid"] = self.mermaid
+        except GraphError:
+            pass
+        if "svg" in self.__dict__:
+            bundle["image/svg+xml"] = self.svg
+        return {
+            k: v
+            for k, v in bundle.items()
+            if (include is None or k in include) and (exclude is None or k not in exclude)
+        }
+
+    def __repr__(self) -> str:
+        return f"Picture({self.view.title!r}, {len(self.view.boxes)} boxes, {len(self.view.edges)} edges)"

@@ -1,0 +1,81 @@
+"""View -> plain text: one line per step, frames for blocks, and where each input comes from unless it is the line above."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tensorgraph.visualize.escape import clean
+from tensorgraph.visualize.theme import Kind, kind_of, value_range
+from tensorgraph.visualize.view import Box, Edge, View
+
+_MARKS: dict[Kind, str] = {
+    "weight": "■",
+    "trained": "■",
+    "frozen": "□",
+    "mixed": "◧",
+    "tied": "◇",
+    "constant": "·",
+    "plain": " ",
+}
+
+
+def to_text(view: View, shapes: bool = False) -> str:
+    """The view as text for a terminal, without colours; `shapes` adds the labels of edges."""
+    lines = [clean(view.title), ""]
+    opened: tuple[str, ...] = ()
+    blocks = view.block_index
+    width = max([len(clean(box.label)) + 2 * len(view.path(box)) for box in view.boxes], default=0)
+    above: str | None = None
+    labels = {box.id: clean(box.label) for box in view.boxes}
+    arriving: dict[str, list[Edge]] = {box.id: [] for box in view.boxes}
+    for edge in view.edges:
+        arriving[edge.target].append(edge)
+    for box in view.boxes:
+        path = view.path(box)
+        shared = 0
+        while shared < min(len(path), len(opened)) and path[shared] == opened[shared]:
+            shared += 1
+        lines += ["│ " * depth + "└─" for depth in range(len(opened) - 1, shared - 1, -1)]
+        for depth in range(shared, len(path)):
+            lines.append("│ " * depth + "┌ " + clean(blocks[path[depth]].heading))
+        opened = path
+        sources = _sources(labels, arriving[box.id], above, shapes)
+        lines.append(_line(view, box, width, sources))
+        above = box.id
+    lines += ["│ " * depth + "└─" for depth in range(len(opened) - 1, -1, -1)]
+    return "\n".join([*(line.rstrip() for line in lines), *_legend(view), ""])
+
+
+def _line(view: View, box: Box, width: int, sources: str) -> str:
+    depth = len(view.path(box))
+    said = "  ".join(clean(part) for row in view.rows(box) for part in row if part)
+    label = f"{clean(box.label):<{width - 2 * depth}}"
+    return "│ " * depth + f"{_MARKS[kind_of(box, view)]} {label}  {said:<34}  {sources}"
+
+
+def _sources(labels: Mapping[str, str], edges: list[Edge], above: str | None, shapes: bool) -> str:
+    if not shapes and len(edges) == 1 and edges[0].source == above and edges[0].kind == "data":
+        return ""
+    parts = []
+    for edge in edges:
+        about = [
+            word for word in (edge.kind if edge.kind != "data" else "", clean(edge.label) if shapes else "") if word
+        ]
+        parts.append(labels[edge.source] + (f" ({', '.join(about)})" if about else ""))
+    return "← " + ", ".join(parts) if parts else ""
+
+
+def _legend(view: View) -> list[str]:
+    kinds = {kind_of(box, view) for box in view.boxes}
+    words = {
+        "weight": clean(view.legend),
+        "trained": "trained",
+        "frozen": "frozen",
+        "mixed": "partly trained",
+        "tied": "tied: stored once",
+    }
+    lines = [f"{_MARKS[kind]} {text}" for kind, text in words.items() if kind in kinds and text]
+    if any(box.value is not None for box in view.boxes):
+        low, high = value_range(view)
+        lines.append(f"{clean(view.values_label) or 'value'}: {low:.3g} to {high:.3g}")
+    return ["", *lines] if lines else []
