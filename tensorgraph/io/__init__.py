@@ -1,0 +1,1 @@
+"""Files: safetensors (single, sharded), GGUF, training checkpoints."""
