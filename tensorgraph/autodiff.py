@@ -1,0 +1,238 @@
+"""Reverse-mode differentiation. Gradients are nodes of the same graph, in the ∂ twin of the layer they belong to."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from .errors import GradError
+from .op import operand
+from .ops.elementwise import add, cast as cast_
+from .ops.leaf import INPUT, const, full
+from .ops.movement import sum_to
+from .tensor import PICK, Tensor, as_tensor, at, make, picks, topological
+
+
+def grad(y: Tensor, wrt: Any, cotangent: Any = None, *, unused: str = "error") -> Any:
+    """The gradient of a scalar `y` (or of <cotangent, y>) with respect to `wrt`, in the structure of `wrt`.
+
+    `unused`: what to do for a tensor that y does not depend on: "error", "none" or "zero".
+    Raises GradError[TG401] if y is no scalar and no cotangent is given, [TG402] for an unused tensor,
+    [TG403] for one that is not floating, [TG404] for an op without a rule.
+    """
+    if not y.dtype.is_float:
+        raise GradError("TG403", f"a gradient of {y.dtype} values does not exist", operands=[operand(y, "y")])
+    if cotangent is None:
+        if y.shape:
+            raise GradError("TG401", "grad needs a scalar", operands=[operand(y, "y")], hint="y.sum(), or give a cotangent of y's shape")
+        cotangent = const(1.0, y.dtype)
+    return vjp([y], wrt, [as_tensor(cotangent, y.dtype)], unused=unused)
+
+
+def vjp(ys: list[Tensor], wrt: Any, cotangents: list[Tensor], *, unused: str = "error") -> Any:
+    """Cotangents of `wrt` for given cotangents of `ys`, in the structure of `wrt` (tensor, Parameter, list, tuple, dict)."""
+    flat: list[Tensor] = []
+    spec = _flatten(wrt, flat)
+    for x in flat:
+        if not x.dtype.is_float:
+            raise GradError("TG403", f"a gradient with respect to {x.dtype} values does not exist", operands=[operand(x, "x")])
+    found = backward(ys, flat, cotangents)
+    grads: list[Tensor | None] = []
+    for x in flat:
+        g = found.get(x)
+        if g is None and unused == "error":
+            raise GradError(
+                "TG402",
+                f"no path leads from {x.label or x.op.name} to {ys[0].label or ys[0].op.name}: its gradient is zero",
+                operands=[operand(x, "x"), operand(ys[0], "y")],
+                notes=_where_cut(ys, x),
+                hint='unused="zero" or unused="none" accepts that',
+            )
+        if g is None and unused == "zero":
+            g = full(x.shape, 0.0, x.dtype)
+        grads.append(g)
+    it = iter(grads)
+    return _unflatten(spec, it)
+
+
+def _flatten(tree: Any, out: list[Tensor]) -> Any:
+    if isinstance(tree, dict):
+        return {k: _flatten(v, out) for k, v in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)([_flatten(v, out) for v in tree])
+    out.append(as_tensor(tree))
+    return None
+
+
+def _unflatten(spec: Any, it: Any) -> Any:
+    if isinstance(spec, dict):
+        return {k: _unflatten(v, it) for k, v in spec.items()}
+    if isinstance(spec, (list, tuple)):
+        return type(spec)([_unflatten(v, it) for v in spec])
+    return next(it)
+
+
+def _where_cut(ys: list[Tensor], x: Tensor) -> list[str]:
+    """If y does depend on x, the op at which no gradient passes."""
+    order = topological(ys)
+    reach = {x}
+    for node in order:
+        if any(i in reach for i in node.inputs):
+            if node.op.nodiff or (node.specs is None and not node.dtype.is_float):
+                why = node.op.nodiff or f"its result is {node.dtype}"
+                return [f"the path is cut by {node.op.name} at {node.where or node.scope.path}: {why}"]
+            reach.add(node)
+    return []
+
+
+def backward(ys: Iterable[Tensor], wrt: Iterable[Tensor], cotangents: Iterable[Tensor]) -> dict[Tensor, Tensor]:
+    """Cotangents of those of `wrt` that the gradient reaches. Iterative; each node's rule runs once."""
+    ys, wanted = list(ys), set(wrt)
+    order = topological(ys)
+    useful: set[Tensor] = set()  # nodes through which a gradient can reach something wanted
+    for node in order:
+        if node in wanted or (not node.op.nodiff and any(i in useful for i in node.inputs)):
+            useful.add(node)
+    pending: dict[Tensor, list[Any]] = {}
+    for y, c in zip(ys, cotangents, strict=True):
+        pending.setdefault(y, []).append(c)
+    done: dict[Tensor, Tensor] = {}
+    for node in reversed(order):
+        parts = pending.pop(node, None)
+        if parts is None or node not in useful:
+            continue
+        with at(node.scope.twin, node.loc):
+            if node.specs is not None:
+                g: Any = _collect_outputs(node, parts)
+            else:
+                g = functools.reduce(add, parts)
+                if node in wanted:
+                    done[node] = g
+            if not node.inputs:
+                continue
+            if node.op is PICK:
+                pending.setdefault(node.inputs[0], []).append((node.attrs["index"], g))
+                continue
+            needs = [i in useful for i in node.inputs]
+            for x, need, c in zip(node.inputs, needs, cotangents_of(node, g, needs), strict=True):
+                if need and c is not None:
+                    pending.setdefault(x, []).append(_fit(c, x, node))
+    return done
+
+
+def _collect_outputs(node: Tensor, parts: list[tuple[int, Tensor]]) -> tuple[Tensor | None, ...]:
+    assert node.specs is not None
+    out: list[Tensor | None] = [None] * len(node.specs)
+    for i, g in parts:
+        have = out[i]
+        out[i] = g if have is None else add(have, g)
+    return tuple(out)
+
+
+def _fit(g: Tensor, x: Tensor, node: Tensor) -> Tensor:
+    """A cotangent summed to the shape of its input and cast to its dtype: broadcasting is undone here alone."""
+    if g.shape is not x.shape:
+        g = sum_to(g, x.shape)
+    if g.dtype is not x.dtype and g.dtype != x.dtype:
+        g = cast_(g, x.dtype)
+    return g
+
+
+def cotangents_of(node: Tensor, g: Any, needs: list[bool]) -> list[Tensor | None]:
+    """What a node's rule gives for each of its (present) inputs, before un-broadcasting."""
+    op = node.op
+    rule = overrides.get(op.name) or op.vjp_fn
+    if rule is None:
+        if op.body is None:
+            raise GradError(
+                "TG404",
+                f"{op.name} has no gradient rule",
+                operands=[operand(node)],
+                hint=f"write one: @{op.name}.vjp, a function (g, y, *inputs, **attributes) -> one cotangent per input",
+            )
+        return _vjp_of_body(node, g, needs)
+
+    result = rule(g, picks(node), *node.args(), **node.kwargs)
+    if not isinstance(result, (tuple, list)):
+        result = (result,)
+    if op.has_optional:
+        absent = node.attrs.get("absent", ())
+        result = [r for r, p in zip(result, op.inputs, strict=False) if p.name not in absent]
+    out = list(result)[: len(node.inputs)]
+    out += [None] * (len(node.inputs) - len(out))
+    return [r() if need and callable(r) and not isinstance(r, Tensor) else (r if need and isinstance(r, Tensor) else None) for r, need in zip(out, needs, strict=True)]
+
+
+overrides: dict[str, Callable[..., Any]] = {}  # tg.testing.override puts wrong rules here, and takes them away again
+
+
+# --------------------------------------------------------------------------- rules read off definitions
+
+
+class _Template(NamedTuple):
+    """The gradient of an op's body, made once on placeholders and copied wherever the same types occur."""
+
+    inputs: tuple[Tensor, ...]
+    g: tuple[Tensor, ...]
+    order: list[Tensor]
+    result: tuple[Tensor | None, ...]
+
+
+_templates: dict[Any, _Template] = {}
+
+
+def expanded(node: Tensor, inputs: Iterable[Tensor] | None = None) -> Any:
+    """The op's definition on this node's inputs, in its scope and at its line: what inlining puts in its place."""
+    body = node.op.body
+    assert body is not None
+    with at(node.scope, node.loc):
+        return body(*node.args(inputs), **node.kwargs)
+
+
+def _placeholder(x: Tensor, name: str) -> Tensor:
+    return Tensor(INPUT, (), {}, x.shape, x.dtype, x.scope, x.loc, name)
+
+
+def _vjp_of_body(node: Tensor, g: Any, needs: list[bool]) -> list[Tensor | None]:
+    gs = g if isinstance(g, tuple) else (g,)
+    if node.scope.loop is not None:  # placeholders of a repeated block belong to that block
+        key = None
+    else:
+        types = tuple((x.shape, x.dtype) for x in node.inputs)
+        key = (node.op, types, tuple(node.attrs.items()), tuple(needs), tuple(c is None for c in gs))
+        try:
+            hash(key)
+        except TypeError:
+            key = None
+    template = _templates.get(key) if key is not None else None
+    if template is None:
+        template = _make_template(node, gs, needs)
+        if key is not None:
+            _templates[key] = template
+    swap: dict[Tensor, Tensor] = dict(zip(template.inputs, node.inputs, strict=True))
+    swap.update(zip(template.g, [c for c in gs if c is not None], strict=True))
+    twin = node.scope.twin
+    for t in template.order:
+        if t not in swap:
+            swap[t] = make(t.op, tuple([swap[i] for i in t.inputs]), t.attrs, twin, node.loc, (t.shape, t.dtype, t.specs)) if t.inputs or not t.op.leaf else t
+    return [None if r is None else swap[r] for r in template.result]
+
+
+def _make_template(node: Tensor, gs: tuple[Any, ...], needs: list[bool]) -> _Template:
+    inputs = tuple(_placeholder(x, f"x{i}") for i, x in enumerate(node.inputs))
+    ys = expanded(node, inputs)
+    ys = list(ys) if isinstance(ys, tuple) else [ys]
+    live = [(y, c) for y, c in zip(ys, gs, strict=True) if c is not None]
+    g = tuple(_placeholder(c, f"g{i}") for i, (_, c) in enumerate(live))
+    found = backward([y for y, _ in live], [x for x, n in zip(inputs, needs, strict=True) if n], list(g))
+    result = tuple(found.get(x) if n else None for x, n in zip(inputs, needs, strict=True))
+    return _Template(inputs, g, topological(r for r in result if r is not None), result)
+
+
+def value_and_grad(y: Tensor, wrt: Any, **kwargs: Any) -> tuple[Tensor, Any]:
+    """`(y, grad(y, wrt))`."""
+    return y, grad(y, wrt, **kwargs)
+
+
+__all__ = ["backward", "cotangents_of", "expanded", "grad", "overrides", "value_and_grad", "vjp"]
