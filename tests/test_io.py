@@ -76,7 +76,7 @@ def test_safetensors_gives_back_every_bit(tmp_path: Path) -> None:
     tensors = tensors_of_every_kind()
     safetensors.write(tmp_path / "a.safetensors", tensors, {"format": "pt"})
     assert_same(safetensors.read(tmp_path / "a.safetensors"), native(tensors))
-    assert safetensors.read_metadata(tmp_path / "a.safetensors") == {"format": "pt"}
+    assert safetensors.open_file(tmp_path / "a.safetensors").metadata == {"format": "pt"}
 
 
 def test_safetensors_agrees_with_the_library_both_ways(tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]
     Raises CheckpointError as `safetensors.read`, and TG808 if the file is not a checkpoint of ours.
     """
     file = _file(path)
-    text = safetensors.read_metadata(file).get("tensorgraph")
+    tensors = safetensors.open_file(file)  # once: a checkpoint saved meanwhile must not mix with this one
+    text = tensors.metadata.get("tensorgraph")
     if text is None:
         raise fail(
             "TG808",
@@ -53,7 +54,7 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]
         raise fail("TG808", file, f"damaged checkpoint record: {show(text)}") from None
     if version != FORMAT:
         raise fail("TG808", file, f"checkpoint format {show(version)}, this version reads format {FORMAT}")
-    return safetensors.read(file), meta
+    return dict(tensors), meta
 
 
 def _file(path: str | os.PathLike[str]) -> Path:

@@ -56,12 +56,15 @@ Reader = Callable[[str, Entry, "np.dtype[Any]"], Array]
 class Tensors(Mapping[str, Array]):
     """A lazy mapping name -> array: each look-up reads that one tensor into an array of its own.
 
-    `entries` gives shapes and dtypes without reading. Nothing is kept, so going through the mapping holds one tensor
-    at a time. Raises CheckpointError[TG805] for a name that is not there.
+    `entries` gives shapes and dtypes without reading, `metadata` the file's free text. Nothing is kept, so going
+    through the mapping holds one tensor at a time. Raises CheckpointError[TG805] for a name that is not there.
     """
 
-    def __init__(self, entries: dict[str, Entry], read: Reader, where: Path) -> None:
+    def __init__(
+        self, entries: dict[str, Entry], read: Reader, where: Path, metadata: Mapping[str, str] | None = None
+    ) -> None:
         self.entries = entries
+        self.metadata = dict(metadata or {})
         self._read = read
         self._where = where
 

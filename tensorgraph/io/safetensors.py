@@ -67,12 +67,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Entry]:
 
     Raises CheckpointError: TG801 no such file, TG802 truncated, TG803 damaged header, TG806 a dtype NumPy lacks.
     """
-    return _parse(Path(path))[0]
-
-
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The free text that a file carries beside its tensors. Raises as `read_header`."""
-    return _parse(Path(path))[1]
+    return open_file(path).entries
 
 
 def read(path: str | os.PathLike[str], names: Iterable[str] | None = None, dtype: Any = None) -> dict[str, Array]:
@@ -90,7 +85,9 @@ def read(path: str | os.PathLike[str], names: Iterable[str] | None = None, dtype
 def open_file(path: str | os.PathLike[str]) -> Tensors:
     """The tensors of one file as a lazy mapping. Raises as `read_header`."""
     path = Path(path)
-    return Tensors(read_header(path), _Reader(), path)
+    data = open_map(path)
+    entries, metadata = _parse(data, path)
+    return Tensors(entries, _Reader({path: data}), path, metadata)
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Tensors:
@@ -108,8 +105,10 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Tensors:
             raise fail("TG801", path, what, notes=[f"the folder holds {show(found, 100)}"])
         return open_file(path / SINGLE)
     entries: dict[str, Entry] = {}
+    maps: dict[Path, memoryview] = {}
     for file, names in read_index(path).items():
-        header = read_header(path / file)
+        data = maps[path / file] = open_map(path / file)
+        header, _ = _parse(data, path / file)
         if absent := [name for name in names if name not in header]:
             raise fail(
                 "TG804",
@@ -119,7 +118,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Tensors:
                 hint="index and shards are of different checkpoints: download all of them again",
             )
         entries |= {name: header[name] for name in names}
-    return Tensors(entries, _Reader(), path)
+    return Tensors(entries, _Reader(maps), path)
 
 
 def read_index(path: str | os.PathLike[str]) -> dict[str, list[str]]:
@@ -187,27 +186,17 @@ def write(
 
 
 class _Reader:
-    """Reads entries from their files, each mapped once. A copy is made at once: a mapped file may change later."""
+    """Copies entries out of the maps that their headers were read from: a file replaced meanwhile is not seen."""
 
-    def __init__(self) -> None:
-        self._maps: dict[Path, memoryview] = {}
+    def __init__(self, maps: Mapping[Path, memoryview]) -> None:
+        self._maps = maps
 
     def __call__(self, name: str, entry: Entry, dtype: np.dtype[Any]) -> Array:
-        data = self._maps.get(entry.file)
-        if data is None:
-            data = self._maps[entry.file] = open_map(entry.file)
-        raw = np.frombuffer(data[slice(*entry.offsets)], np.uint8)
-        if raw.nbytes != entry.nbytes:
-            raise _changed(entry.file)
+        raw = np.frombuffer(self._maps[entry.file][slice(*entry.offsets)], np.uint8)
         return np.array(raw.view(entry.dtype).reshape(entry.shape), dtype=dtype, order="C")
 
 
-def _changed(path: Path) -> CheckpointError:
-    return fail("TG802", path, "the file has become shorter since it was opened")
-
-
-def _parse(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    data = open_map(path)
+def _parse(data: memoryview, path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     size = len(data)
     if size < 8:
         raise fail("TG802", path, f"truncated: a safetensors file has at least 8 bytes, this one {size}")
