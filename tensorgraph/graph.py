@@ -1,0 +1,373 @@
+"""Graph: named outputs and all they depend on. Text form, obligations, binding of sizes, retyping, export."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+
+from . import dims, dtypes
+from .dims import Dim
+from .dtypes import DType
+from .errors import DataError, GraphError, SizeError
+from .op import Obligation, operand
+from .ops.leaf import CONST, DIMENSION, const
+from .tensor import Loop, Tensor, make, picks, topological
+
+VIEWS = ("reshape", "permute", "expand", "slice", "stop_gradient")
+
+
+class Graph:
+    """The graph of some outputs: a tensor, a list of tensors, or a dict of named ones.
+
+    `aliases` folds products of sizes back when printing ({"d": H·k}). Inputs and parameters are found by walking;
+    their names must be unique. Raises GraphError[TG309] if two inputs or parameters share a name.
+    """
+
+    def __init__(self, outputs: Any, *, name: str = "graph", aliases: Mapping[str, Dim] | None = None) -> None:
+        if isinstance(outputs, Tensor):
+            outputs = {outputs.label or "out": outputs}
+        elif not isinstance(outputs, Mapping):
+            many = list(outputs)
+            outputs = {t.label or f"out{i}": t for i, t in enumerate(many)}
+            if len(outputs) < len(many):
+                outputs = {f"out{i}": t for i, t in enumerate(many)}
+        self.outputs: dict[str, Tensor] = dict(outputs)
+        self.name, self.aliases = name, dict(aliases or {})
+        self.nodes: list[Tensor] = topological(self.outputs.values())
+        self.inputs: dict[str, Tensor] = self._leaves("input")
+        self.params: dict[str, Tensor] = self._leaves("param")
+
+    def _leaves(self, kind: str) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = {}
+        for t in sorted((t for t in self.nodes if t.op.name == kind), key=lambda t: t.serial):
+            if t.label in out:
+                raise GraphError("TG309", f"two {kind}s are called {t.label!r}", operands=[operand(out[t.label]), operand(t)])
+            out[t.label] = t
+        return out
+
+    # -- sizes
+    @cached_property
+    def symbols(self) -> list[str]:
+        """Names of all free sizes, in the order in which they first occur."""
+        seen: dict[str, None] = {}
+        for t in self.nodes:
+            for shape, _ in t.specs or ((t.shape, t.dtype),):
+                for d in shape:
+                    if type(d) is not int:
+                        seen.update(dict.fromkeys(sorted(dims.free(d))))
+            if t.op is DIMENSION:
+                seen.update(dict.fromkeys(sorted(dims.free(t.attrs["value"]))))
+        return list(seen)
+
+    @cached_property
+    def obligations(self) -> list[Obligation]:
+        """What the sizes must fulfil once they are bound, with the op that assumed it; each once."""
+        out: dict[tuple[Any, ...], Obligation] = {}
+        for name, value in dims.assumptions(self.symbols).items():
+            out[name, "==", value] = Obligation(dims.dim(name, dims.minimum(name)), "==", value, "stated by tg.assume")
+        for t in self.nodes:
+            for shape, _ in t.specs or ((t.shape, t.dtype),):
+                for d in shape:
+                    for term in dims.fractional(d) if type(d) is not int else ():
+                        over = _product(term, positive=True)
+                        under = _product(term, positive=False)
+                        out.setdefault((over, "divisible", under), Obligation(over, "divisible", under, f"size {dims.show(d)}", t))
+            if t.op.requires:
+                for o in t.op.requires(*t.args(), **t.kwargs):
+                    if o.verdict() is None:
+                        out.setdefault((o.left, o.relation, o.right), o._replace(node=t))
+        return list(out.values())
+
+    @cached_property
+    def data_ranges(self) -> dict[str, list[tuple[int, Dim, int | None, Tensor]]]:
+        """For each integer input, the ranges [low, high) its elements must lie in, with the op that needs it."""
+        out: dict[str, list[tuple[int, Dim, int | None, Tensor]]] = {}
+        for t in self.nodes:
+            if t.op.ranges:
+                for r in t.op.ranges(*t.args(), **t.kwargs):
+                    args = t.args()
+                    source = args[r.input]
+                    while source.op.name in VIEWS:
+                        source = source.inputs[0]
+                    if source.op.name == "input":
+                        out.setdefault(source.label, []).append((r.low, r.high, r.ignored, t))
+        for name, t in self.inputs.items():
+            if "high" in t.attrs:
+                out.setdefault(name, []).append((t.attrs["low"], t.attrs["high"], None, t))
+        return out
+
+    def check_binding(self, binding: Mapping[str, int]) -> None:
+        """Raise SizeError[TG011] naming the first obligation that these sizes break, [TG007] for a size without value."""
+        missing = [s for s in self.symbols if s not in binding]
+        if missing:
+            raise SizeError("TG007", f"no value for {', '.join(missing)}", hint=f'bind them: "{",".join(m + "=4" for m in missing[:3])}"')
+        for o in self.obligations:
+            if not o.holds(binding):
+                have = ", ".join(f"{n} = {binding[n]}" for n in sorted(dims.free(o.left) | dims.free(o.right)))
+                raise SizeError("TG011", f"{have} breaks an obligation: {o}")
+
+    def bind(self, binding: Any = None, **sizes: Any) -> Graph:
+        """The same graph with sizes replaced by numbers (or other sizes): `g.bind("B=2", T=8)`."""
+        given = dims.parse_binding(binding) if isinstance(binding, str) else {k: dims.canon(v) for k, v in (binding or {}).items()}
+        values = {**given, **{k: dims.canon(v) for k, v in sizes.items()}}
+        out = self.map(dim=lambda d: dims.substitute(d, values))
+        for o in out.obligations:
+            if not (dims.free(o.left) | dims.free(o.right)) and not o.holds({}):
+                raise SizeError("TG011", f"these sizes break an obligation: {o}")
+        return out
+
+    def astype(self, dtype: Any) -> Graph:
+        """The same graph with every floating leaf in another dtype: exact float64 for checking."""
+        kind = dtypes.dtype(dtype)
+        return self.map(dtype=lambda t: kind if t.is_float else t)
+
+    def map(
+        self, dim: Callable[[Dim], Dim] | None = None, dtype: Callable[[DType], DType] | None = None, leaf: Callable[[Tensor], Tensor | None] | None = None
+    ) -> Graph:
+        """Rebuild with other sizes, dtypes of leaves and casts, or leaves; shape rules run again."""
+        new: dict[Tensor, Tensor] = {}
+        size = dim or (lambda d: d)
+        kind = dtype or (lambda t: t)
+        for t in self.nodes:
+            if leaf is not None and (swap := leaf(t)) is not None:
+                new[t] = swap
+            elif t.op.name in ("input", "param"):
+                shape, dt = tuple(size(d) for d in t.shape), kind(t.dtype)
+                attrs = {k: size(v) if k == "high" else v for k, v in t.attrs.items()}
+                new[t] = t if dims.same_shape(shape, t.shape) and dt == t.dtype else Tensor(t.op, (), attrs, shape, dt, t.scope, t.loc, t.label)
+            elif t.op is CONST:
+                new[t] = const(t.attrs["value"], kind(t.dtype)) if kind(t.dtype) != t.dtype else t
+            elif t.op is DIMENSION:
+                value, dt = size(t.attrs["value"]), kind(t.dtype)
+                new[t] = const(value, dt) if type(value) is int else make(t.op, (), {"value": value, "dtype": dt}, t.scope, t.loc, ((), dt, None))
+            else:
+                attrs = t.attrs if not t.attrs else {k: _map_attr(v, size, kind) for k, v in t.attrs.items()}
+                inputs = tuple([new[i] for i in t.inputs])
+                known = None if dim or dtype else (t.shape, t.dtype, t.specs)
+                if t.op.name == "pick":
+                    shape_, dtype_ = cast("Any", inputs[0].specs)[t.attrs["index"]]
+                    known = (shape_, dtype_, None)
+                new[t] = made = make(t.op, inputs, attrs, t.scope, t.loc, known)
+                if t.label:
+                    made.label = t.label
+        return Graph({k: new[v] for k, v in self.outputs.items()}, name=self.name, aliases=self.aliases)
+
+    # -- finding
+    def find(self, pattern: str) -> list[Tensor]:
+        """Nodes whose path fits a pattern with `*` and `?`: `graph.find("layers.*.attn.probs")`.
+
+        Only named values, inputs and parameters have a path of their own. Raises GraphError[TG310] if nothing fits.
+        """
+        named = [t for t in self.nodes if t.label]
+        found = [t for t in named if fnmatch.fnmatchcase(t.path, pattern)]
+        if not found:
+            near = _nearest(pattern, [t.path for t in named])
+            raise GraphError("TG310", f"nothing in {self.name} is called {pattern!r}", hint=f"did you mean {near}?" if near else None)
+        return found
+
+    # -- forms
+    def __str__(self) -> str:
+        return self.text()
+
+    def __repr__(self) -> str:
+        return f"<Graph {self.name}: {len(self.nodes)} nodes, {len(self.inputs)} inputs, {len(self.params)} parameters>"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        from .tensor import _hooks
+
+        return cast("dict[str, Any]", _hooks["display"](self)) if "display" in _hooks else {"text/plain": self.text()}
+
+    def text(self, where: bool = True) -> str:
+        """The typed text form: one line per node, with its layer and line."""
+        names: dict[Tensor, str] = {}
+        lines = [f"{self.name}("]
+        for t in self.inputs.values():
+            names[t] = _ident(t.label)
+            lines.append(f"    {names[t]}: {self._type(t)},")
+        for t in self.params.values():
+            names[t] = _ident(t.label)
+            frozen = "" if t.attrs.get("trained", True) else "  # frozen"
+            lines.append(f"    {names[t]}: {self._type(t)},{frozen}")
+        lines.append(") {" if len(lines) > 1 else "")
+        if len(lines) == 2:
+            lines = [f"{self.name}() {{"]
+        body: list[tuple[str, str]] = []
+        n = 0
+        for t in self.nodes:
+            if t in names:
+                continue
+            if t.op is CONST and not t.shape:
+                names[t] = _number(t.attrs["value"])
+                continue
+            if t.op is DIMENSION:
+                names[t] = f"({dims.show(t.attrs['value'], self.aliases)})"
+                continue
+            names[t] = f"%{n}"
+            n += 1
+            args = [names[i] for i in t.inputs] + [f"{k}={self._attr(v)}" for k, v in t.attrs.items() if not (t.op is CONST and k != "value")]
+            mark = "∂" if t.scope.backward else ""
+            path = t.scope.path + (f" {t.label!r}" if t.label else "")
+            note = f"{mark}{path}" + (f" ({t.where})" if t.where and where else "") if where or path else ""
+            body.append((f"    {names[t]}: {self._type(t)} = {t.op.name}({', '.join(args)})", note))
+        width = min(96, max((len(a) for a, b in body if b), default=0))
+        lines += [f"{a:<{width}}  # {b}" if b else a for a, b in body]
+        lines.append("    return " + ", ".join(f"{k}={names[v]}" if len(self.outputs) > 1 else names[v] for k, v in self.outputs.items()))
+        return "\n".join([*lines, "}"])
+
+    def _type(self, t: Tensor) -> str:
+        specs = t.specs if t.specs is not None else ((t.shape, t.dtype),)
+        text = ", ".join(f"{k.short}{dims.show_shape(s, self.aliases)}" for s, k in specs)
+        return text if t.specs is None else f"({text})"
+
+    def _attr(self, v: Any) -> str:
+        if isinstance(v, DType):
+            return v.name
+        if isinstance(v, tuple):
+            return "(" + ", ".join(self._attr(x) for x in v) + ("," if len(v) == 1 else "") + ")"
+        if isinstance(v, Loop):
+            return dims.show(v.count)
+        if isinstance(v, np.ndarray):
+            return np.array2string(v, separator=", ", threshold=8, max_line_width=10**6).replace("\n", "")
+        return dims.show(v, self.aliases) if hasattr(v, "free_symbols") else repr(v)
+
+    def to_networkx(self) -> Any:
+        """A networkx.MultiDiGraph: one node per op with its attributes, one edge per use with its position."""
+        import networkx as nx
+
+        g = nx.MultiDiGraph(name=self.name)
+        index = {t: i for i, t in enumerate(self.nodes)}
+        for t, i in index.items():
+            attrs = {k: self._attr(v) for k, v in t.attrs.items()}
+            shape = tuple(dims.show(d) for d in t.shape) if t.specs is None else ()
+            g.add_node(i, op=t.op.name, label=t.label, shape=shape, dtype=str(t.dtype), scope=t.scope.path, backward=t.scope.backward, attrs=attrs)
+            for position, x in enumerate(t.inputs):
+                g.add_edge(index[x], i, position=position)
+        for name, t in self.outputs.items():
+            g.nodes[index[t]].setdefault("outputs", []).append(name)
+        return g
+
+    # -- data
+    def infer_binding(self, arrays: Mapping[str, Any], binding: Mapping[str, int] | None = None) -> dict[str, int]:
+        """The sizes that given arrays imply, beside those already bound; checks every shape, dtype kind and name.
+
+        Raises DataError[TG501] for missing and unknown names, [TG502] for a shape, [TG503] for a dtype that do not fit.
+        """
+        known = {**self.inputs, **self.params}
+        missing = [n for n in known if n not in arrays]
+        unknown = [n for n in arrays if n not in known]
+        if unknown:
+            near = _nearest(unknown[0], list(known))
+            raise DataError("TG501", f"{self.name} has no input called {', '.join(unknown[:3])}", hint=f"did you mean {near}?" if near else None)
+        if missing:
+            raise DataError("TG501", f"no value given for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}",
+                            notes=[f"{n}: {known[n].type_text}" for n in missing[:4]])  # fmt: skip
+        out: dict[str, int] = dict(binding or {})
+        hard: list[tuple[str, Dim, int, int]] = []
+        for name, a in arrays.items():
+            t = known[name]
+            shape = np.shape(a)
+            if len(shape) != len(t.shape):
+                raise DataError("TG502", f"{name} must have the shape {dims.show_shape(t.shape)}, not {list(shape)}", operands=[operand(t)])
+            for axis, (d, have) in enumerate(zip(t.shape, shape, strict=True)):
+                symbol = dims.symbol_name(d)
+                if symbol is not None and out.setdefault(symbol, have) == have:
+                    continue
+                if type(d) is int and d == have:
+                    continue
+                hard.append((name, d, axis, have))
+        for name, d, axis, have in hard:
+            free = dims.free(d)
+            open_ = sorted(free - out.keys())
+            if len(open_) == 1 and (value := _solve(d, open_[0], have, out)) is not None:
+                out[open_[0]] = value
+            if not free <= out.keys() or dims.evaluate(d, out) != have:
+                want = dims.show(d) if type(d) is int or not free <= out.keys() else f"{dims.show(d)} = {dims.evaluate(d, out)}"
+                text = f"{name}: axis {axis} has {have}, where the graph has {want}"
+                raise DataError("TG502", text, operands=[operand(known[name], axis=axis)], notes=[f"given: {list(np.shape(arrays[name]))}"])
+        return out
+
+    def check_data(self, arrays: Mapping[str, Any], binding: Mapping[str, int]) -> None:
+        """Raise DataError[TG504] if an integer input leaves its range, naming the value and its place."""
+        for name, ranges in self.data_ranges.items():
+            a = np.asarray(arrays[name])
+            if not a.size:
+                continue
+            low_value, high_value = int(a.min()), int(a.max())
+            for low, high, ignored, t in ranges:
+                top = dims.evaluate(high, binding)
+                if low <= low_value and high_value < top:
+                    continue
+                bad = (a < low) | (a >= top)
+                if ignored is not None:
+                    bad &= a != ignored
+                if bad.any():
+                    place = tuple(int(i) for i in np.argwhere(bad)[0])
+                    at = f"{name}[{', '.join(map(str, place))}]" if place else name
+                    text = f"{at} = {int(a[place])} is outside [{low}, {top})"
+                    raise DataError("TG504", text, operands=[operand(self.inputs[name])], notes=[f"needed by {t.op.name} in {t.scope.path or self.name} {t.where}".rstrip()])
+
+
+def _product(term: dims.Term, *, positive: bool) -> Dim:
+    from fractions import Fraction
+
+    coef = Fraction(term.coef)
+    out: Dim = coef.numerator if positive else coef.denominator
+    for name, power in term.powers:
+        if (power > 0) == positive:
+            for _ in range(abs(power)):
+                out = dims.mul(out, dims.dim(name, dims.minimum(name)))
+    return out
+
+
+def _solve(d: Dim, name: str, value: int, known: Mapping[str, int]) -> int | None:
+    """The value of `name` that makes a size linear in it equal `value`, if there is a whole one."""
+    at0 = sum(_term(t, name, 0, known) for t in dims.terms(d) if all(n != name for n, _ in t.powers))
+    slope = 0
+    for t in dims.terms(d):
+        powers = dict(t.powers)
+        if name in powers:
+            if powers[name] != 1:
+                return None
+            slope += _term(t, name, 1, known)
+    if slope and (value - at0) % slope == 0:
+        return int((value - at0) // slope)
+    return None
+
+
+def _term(t: dims.Term, name: str, value: int, known: Mapping[str, int]) -> Any:
+    from fractions import Fraction
+
+    out: Any = Fraction(t.coef)
+    for n, p in t.powers:
+        out *= Fraction(value if n == name else known[n]) ** p
+    return out
+
+
+def _map_attr(v: Any, size: Callable[[Dim], Dim], kind: Callable[[DType], DType]) -> Any:
+    if isinstance(v, DType):
+        return kind(v)
+    if isinstance(v, tuple):
+        return tuple(_map_attr(x, size, kind) for x in v)
+    return size(v) if hasattr(v, "free_symbols") else v
+
+
+def _ident(label: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in label)
+
+
+def _number(v: Any) -> str:
+    return repr(v) if not isinstance(v, np.ndarray) else str(v)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    import difflib
+
+    return ", ".join(difflib.get_close_matches(name, list(names), 3, 0.5))
+
+
+__all__ = ["Graph"]
+_ = picks
