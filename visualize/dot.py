@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from typing import TypeVar
 
 from tensorgraph.visualize.escape import clean, dot_string, html_text, safe_link, shorten
 from tensorgraph.visualize.theme import FONT, Kind, Theme, find_theme, kind_of, style_of, value_range
 from tensorgraph.visualize.view import Box, Edge, EdgeKind, View
+
+T = TypeVar("T")
 
 LABEL, SMALL, CAPTION = 13.0, 10.0, 10.5  # sizes of type, in points
 _EM = 0.6  # mean width of a character in the widest fonts a reader may have (DejaVu, Verdana), in em
@@ -44,9 +48,10 @@ def to_dot(view: View, theme: str = "seed", shapes: bool = False) -> str:
     names = {box.id: f"n{i}" for i, box in enumerate(view.boxes)}
     lines += _frames(view, paint, names)
     lines.append("  }")
-    lines += [
-        f"  {names[e.source]} -> {names[e.target]} [{_edge(e, i, paint, shapes)}];" for i, e in enumerate(view.edges)
-    ]
+    leaving = Counter(edge.source for edge in view.edges if edge.kind == "data")
+    for i, edge in _reading(view, tuple(enumerate(view.edges))):
+        attributes = _edge(edge, i, paint, shapes, leaving[edge.source])
+        lines.append(f"  {names[edge.source]} -> {names[edge.target]} [{attributes}];")
     return "\n".join([*lines, "}", ""])
 
 
@@ -114,7 +119,7 @@ def _frames(view: View, paint: Theme, names: Mapping[str, str]) -> list[str]:
     numbers = {block.id: i for i, block in enumerate(view.blocks)}
     lines: list[str] = []
     opened: tuple[str, ...] = ()
-    for box in view.boxes:
+    for box in _reading(view, view.boxes):
         path = view.path(box)
         shared = 0
         while shared < min(len(path), len(opened)) and path[shared] == opened[shared]:
@@ -124,6 +129,11 @@ def _frames(view: View, paint: Theme, names: Mapping[str, str]) -> list[str]:
         opened = path
         lines.append(f"  {names[box.id]} [{_node(box, view, paint)}];")
     return [*lines, *["  }"] * len(opened)]
+
+
+def _reading(view: View, items: tuple[T, ...]) -> tuple[T, ...]:
+    """Graphviz sets what comes first leftmost, and with rankdir=LR lowest: reversed, the first stands on top."""
+    return items if view.direction == "TB" else items[::-1]
 
 
 def _frame(view: View, paint: Theme, number: int, depth: int) -> str:
@@ -141,17 +151,20 @@ def _frame(view: View, paint: Theme, number: int, depth: int) -> str:
     }
     size = LABEL - 1 - min(depth, 2)
     if view.direction == "LR":
-        return f"  subgraph cluster_b{number} {{ graph [{_attributes(attributes | {'label': _heading(size, paint, block.heading)})}];"
+        attributes["label"] = _heading(size, paint, block.heading)
+        return f"  subgraph cluster_b{number} {{ graph [{_attributes(attributes)}];"
     # Downwards the spine would run through a heading: there it stands as a node, in the first row of its block.
     heading = _heading(size, paint, f"{block.title} {block.times}", block.note)
     node = {"shape": "plaintext", "style": "", "width": "0", "height": "0", "margin": "0.02", "label": heading}
-    return f"  subgraph cluster_b{number} {{ graph [{_attributes(attributes)}, label=\"\"];\n  h{number} [{_attributes(node)}];"
+    attributes["label"] = '""'
+    return f"  subgraph cluster_b{number} {{ graph [{_attributes(attributes)}];\n  h{number} [{_attributes(node)}];"
 
 
 def _heading(size: float, paint: Theme, *lines: str) -> str:
-    """Lines of text with an empty row below, the lane of edges that pass over boxes: without it they cross the text."""
+    """Lines of text and an empty row below: the lane of edges that pass over boxes, else they cross the text."""
     rows = "".join(
-        f'<TR><TD ALIGN="LEFT"><FONT POINT-SIZE="{size - i:g}" COLOR="{paint.text}">{_bold(line, i == 0)}</FONT></TD></TR>'
+        f'<TR><TD ALIGN="LEFT"><FONT POINT-SIZE="{size - i:g}" COLOR="{paint.text}">'
+        f"{_bold(line, i == 0)}</FONT></TD></TR>"
         for i, line in enumerate(lines)
         if line
     )
@@ -191,7 +204,9 @@ def _label(box: Box, rows: tuple[tuple[str, ...], ...]) -> str:
         else:
             sides = ("LEFT", "CENTER", "RIGHT")
             cells.append(
-                "<TR>" + "".join(f'<TD ALIGN="{s}">&#160;{t}&#160;</TD>' for s, t in zip(sides, texts, strict=True)) + "</TR>"
+                "<TR>"
+                + "".join(f'<TD ALIGN="{s}">&#160;{t}&#160;</TD>' for s, t in zip(sides, texts, strict=True))
+                + "</TR>"
             )
     return f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="1">{"".join(cells)}</TABLE>'
 
@@ -207,27 +222,31 @@ def _least_width(box: Box, rows: tuple[tuple[str, ...], ...]) -> float:
     return max(0.42, (_EM * widest + 10) / 72)
 
 
-def _edge(edge: Edge, number: int, paint: Theme, shapes: bool) -> str:
+def _edge(edge: Edge, number: int, paint: Theme, shapes: bool, siblings: int) -> str:
     colours = {"residual": paint.residual, "tied": paint.tied, "gradient": paint.gradient}
     attributes = {"id": f"e{number}", **_EDGES[edge.kind], "color": colours.get(edge.kind, paint.edge)}
+    if edge.kind == "data" and siblings > 1:
+        attributes["weight"] = "12"  # what branches at one box stands in one row: queries, keys and values
     if shapes and edge.label and edge.kind != "residual":  # the shape beside the spine is that of the sum it joins
         attributes["label"] = f"<&#160;{_shown(edge.label)}&#160;>"
     return _attributes(attributes)
 
 
 def _title(view: View, paint: Theme) -> str:
-    return f'<<FONT POINT-SIZE="15" COLOR="{paint.text}"><B>{html_text(shorten(view.title, 120)) or "&#160;"}</B></FONT>>'
+    return (
+        f'<<FONT POINT-SIZE="15" COLOR="{paint.text}"><B>{html_text(shorten(view.title, 120)) or "&#160;"}</B></FONT>>'
+    )
 
 
 def _legend(view: View, paint: Theme) -> str:
-    """Below the picture: the legend's sentence beside its colour, kinds that are in the picture, the scale of values."""
+    """Below the picture: the legend's sentence beside its colour, the kinds drawn, or the scale of values."""
     present = {kind_of(box, view) for box in view.boxes}
     entries: list[tuple[str, str]] = []
     valued = any(box.value is not None for box in view.boxes)
-    if view.legend and present - {"plain", "constant"}:
-        highlight = "" if valued or view.modes else _swatch(paint, "weight")
+    if view.legend and not valued and present - {"plain", "constant"}:
+        highlight = "" if view.modes else _swatch(paint, "weight")
         entries.append((highlight, html_text(view.legend)))
-    entries += [("" if valued else _swatch(paint, kind), text) for kind, text in _MEANING.items() if kind in present]
+    entries += [(_swatch(paint, kind), text) for kind, text in _MEANING.items() if kind in present and not valued]
     if valued:
         low, high = value_range(view)
         strip = "".join(f'<TD BGCOLOR="{colour}" WIDTH="14" HEIGHT="9"></TD>' for colour in paint.scale)

@@ -28,7 +28,7 @@ def render(
 ) -> bytes:
     """The bytes of a picture laid out by Graphviz.
 
-    Raises GraphError: [TG382] no working engine, [TG383] the engine refuses the text, [TG384] it takes over `timeout` s.
+    Raises GraphError: [TG382] no working engine, [TG383] it refuses the text, [TG384] over `timeout` seconds.
     """
     command = [find_engine(engine), "-Kdot", f"-T{form}", f"-Gdpi={dpi:g}"]
     try:
@@ -96,6 +96,7 @@ def finish_svg(svg: bytes, title: str, titles: Mapping[str, str]) -> str:
     """
     text = re.sub(r"<!--.*?-->\n?", "", svg.decode(), flags=re.DOTALL)
     text = re.sub(r"<!DOCTYPE[^>]*>\n?", "", text)
+    text = re.sub(r'font-family="[^"]*"', f'font-family="{FONTS}"', text)
     text = re.sub(
         r"<title>(.*?)</title>", lambda m: f"<title>{_named(html.unescape(m[1]), title, titles)}</title>", text
     )

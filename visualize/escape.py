@@ -25,8 +25,8 @@ def shorten(text: str, most: int = 60) -> str:
 
 
 def html_text(text: str) -> str:
-    """Text inside XML or a Graphviz HTML-like label."""
-    return html.escape(clean(text))
+    """Text inside a Graphviz HTML-like label, where `\\N`, even as an entity, would still become the node's name."""
+    return html.escape(re.sub(r"\\(?=[EGHLNT])", "\\\\\u200b", clean(text)))
 
 
 def dot_string(text: str) -> str:
@@ -38,6 +38,7 @@ def mermaid_text(text: str) -> str:
     """Text inside a quoted Mermaid label, as it would be read by Mermaid's lexer, its Markdown and then HTML."""
     text = clean(text).replace("\\n", "\\\u200bn")  # Mermaid breaks lines at a backslash and an n, even when encoded
     out = "".join(_MERMAID.get(c, c) for c in text)
+    out = out.replace("%%", "#37;#37;")  # `%%{` opens a directive anywhere
     if "style" in text or "classDef" in text:
         out = out.replace(":", "#58;")
     out = re.sub(r"(?<!\w)_|_(?!\w)", "#95;", out)  # `_x_` is emphasis, `W_q` is not

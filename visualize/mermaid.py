@@ -56,30 +56,29 @@ def to_mermaid(view: View, theme: str = "seed", shapes: bool = False) -> str:
 
 
 def _nodes(view: View, names: Mapping[str, str]) -> list[str]:
-    """Boxes in their order, each in its subgraphs; a block whose boxes are not adjacent opens once, at its first box."""
-    inside: dict[str | None, list[tuple[str, object]]] = {}
+    """Boxes in order, each in its subgraphs; a block opens once, at its first box, even if its boxes lie apart."""
+    inside: dict[str | None, list[Box | str]] = {}
     placed: set[str] = set()
     blocks, numbers = view.block_index, {block.id: i for i, block in enumerate(view.blocks)}
     for box in view.boxes:
-        item: tuple[str, object] = ("box", box)
+        item: Box | str = box
         block = box.block
         while True:
             inside.setdefault(block, []).append(item)
             if block is None or block in placed:
                 break
             placed.add(block)
-            item, block = ("block", block), blocks[block].parent
+            item, block = block, blocks[block].parent
     lines: list[str] = []
     stack = [iter(inside.get(None, []))]
     while stack:
         pad = "    " * len(stack)
-        for what, thing in stack[-1]:
+        for thing in stack[-1]:
             if isinstance(thing, Box):
                 lines.append(f"{pad}{_box(thing, view, names[thing.id])}")
             else:
-                block = str(thing)
-                lines.append(f'{pad}subgraph b{numbers[block]}["{mermaid_text(blocks[block].heading) or " "}"]')
-                stack.append(iter(inside[block]))
+                lines.append(f'{pad}subgraph b{numbers[thing]}["{mermaid_text(blocks[thing].heading) or " "}"]')
+                stack.append(iter(inside[thing]))
                 break
         else:
             stack.pop()
@@ -100,7 +99,8 @@ def _styles(view: View, names: Mapping[str, str], paint: Theme) -> list[str]:
     kinds = sorted({kind_of(box, view) for box in view.boxes} - {"plain"})
     lines = [f"    classDef {kind} {_css(paint.boxes[kind], paint)}" for kind in kinds]
     lines.append(f"    classDef default {_css(paint.boxes['plain'], paint)}")
-    for i in range(len(view.blocks)):
+    used = {block for box in view.boxes for block in view.path(box)}
+    for i in (i for i, block in enumerate(view.blocks) if block.id in used):  # to style an unknown id would make a box
         lines.append(f"    style b{i} fill:none,stroke:{paint.frame},stroke-dasharray:5 4")
     lines += [
         f"    style {names[b.id]} {_css(style_of(b, view, paint), paint)}" for b in view.boxes if b.value is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Callable, Container
@@ -102,10 +103,8 @@ class Picture:
     ) -> dict[str, Any]:
         """For notebooks: Mermaid and text, and the SVG if it has been made; no program is called to show a picture."""
         bundle = {"text/plain": self.text}
-        try:
+        with contextlib.suppress(GraphError):
             bundle["text/vnd.mermaid"] = self.mermaid
-        except GraphError:
-            pass
         if "svg" in self.__dict__:
             bundle["image/svg+xml"] = self.svg
         return {

@@ -1,4 +1,4 @@
-"""View -> plain text: one line per step, frames for blocks, and where each input comes from unless it is the line above."""
+"""View -> plain text: one line per step, frames for blocks, and the inputs of a step unless it is the line above."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tensorgraph.visualize.escape import clean
 from tensorgraph.visualize.theme import Kind, kind_of, value_range
-from tensorgraph.visualize.view import Box, Edge, View
+from tensorgraph.visualize.view import Edge, View
 
 _MARKS: dict[Kind, str] = {
     "weight": "■",
@@ -24,12 +24,16 @@ def to_text(view: View, shapes: bool = False) -> str:
     lines = [clean(view.title), ""]
     opened: tuple[str, ...] = ()
     blocks = view.block_index
-    width = max([len(clean(box.label)) + 2 * len(view.path(box)) for box in view.boxes], default=0)
     above: str | None = None
     labels = {box.id: clean(box.label) for box in view.boxes}
     arriving: dict[str, list[Edge]] = {box.id: [] for box in view.boxes}
     for edge in view.edges:
         arriving[edge.target].append(edge)
+    heads = {
+        box.id: "│ " * len(view.path(box)) + f"{_MARKS[kind_of(box, view)]} {labels[box.id]}" for box in view.boxes
+    }
+    saids = {box.id: "  ".join(clean(cell) for row in view.rows(box) for cell in row if cell) for box in view.boxes}
+    wide = max(map(len, heads.values()), default=0), max(map(len, saids.values()), default=0)
     for box in view.boxes:
         path = view.path(box)
         shared = 0
@@ -40,17 +44,10 @@ def to_text(view: View, shapes: bool = False) -> str:
             lines.append("│ " * depth + "┌ " + clean(blocks[path[depth]].heading))
         opened = path
         sources = _sources(labels, arriving[box.id], above, shapes)
-        lines.append(_line(view, box, width, sources))
+        lines.append(f"{heads[box.id]:<{wide[0]}}  {saids[box.id]:<{wide[1]}}  {sources}")
         above = box.id
     lines += ["│ " * depth + "└─" for depth in range(len(opened) - 1, -1, -1)]
     return "\n".join([*(line.rstrip() for line in lines), *_legend(view), ""])
-
-
-def _line(view: View, box: Box, width: int, sources: str) -> str:
-    depth = len(view.path(box))
-    said = "  ".join(clean(part) for row in view.rows(box) for part in row if part)
-    label = f"{clean(box.label):<{width - 2 * depth}}"
-    return "│ " * depth + f"{_MARKS[kind_of(box, view)]} {label}  {said:<34}  {sources}"
 
 
 def _sources(labels: Mapping[str, str], edges: list[Edge], above: str | None, shapes: bool) -> str:

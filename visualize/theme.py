@@ -12,7 +12,7 @@ from tensorgraph.visualize.view import Box, View
 
 Kind = Literal["plain", "weight", "frozen", "trained", "mixed", "tied", "constant"]
 
-# Graphviz lays out by the widths of Helvetica; the SVG asks for it or a face of the same widths, then for any sans-serif.
+# Graphviz lays out by the widths of Helvetica; the SVG asks for it, for a face of the same widths, then for any other.
 FONT = "Helvetica"
 FONTS = "Helvetica,Arial,Liberation Sans,Arimo,sans-serif"
 
@@ -30,7 +30,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Theme:
-    """A palette: the page, its text, lines by kind of edge, boxes by kind, frames, and a sequential scale for values."""
+    """A palette: the page, its text, lines by kind of edge, boxes by kind, frames, a sequential scale for values."""
 
     name: str
     page: str
@@ -94,7 +94,7 @@ THEMES: Mapping[str, Theme] = {
             "#1f2430",
             "#5b6270",
             "#6b7280",
-            "#9aa1ad",
+            "#838b99",
             "#7d3f98",
             "#b3261e",
             "#8b93a3",
@@ -108,7 +108,7 @@ THEMES: Mapping[str, Theme] = {
             "#1f2430",
             "#5b6270",
             "#6b7280",
-            "#9aa1ad",
+            "#838b99",
             "#7d3f98",
             "#b3261e",
             "#9aa3b2",

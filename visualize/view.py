@@ -23,7 +23,7 @@ SEED_LEGEND = "Highlighted: every step that uses learned weight matrices"
 
 @dataclass(frozen=True)
 class Weight:
-    """One learned array: its name, symbolic shape ("V, d") and count ("38.6 M"); `tied_to` names its owner if shared."""
+    """One learned array: name, symbolic shape ("V, d") and count ("38.6 M"); `tied_to` names its owner if shared."""
 
     name: str
     shape: str
@@ -120,11 +120,11 @@ class View:
         for owner, block in [*((b.id, b.block) for b in self.boxes), *((b.id, b.parent) for b in self.blocks)]:
             if block is not None and block not in blocks:
                 raise GraphError("TG380", f"view {self.title!r}: {owner!r} lies in {block!r}, which is no block")
-        for block in self.blocks:
-            seen, above = {block.id}, block.parent
+        for inner in self.blocks:
+            seen, above = {inner.id}, inner.parent
             while above is not None:
                 if above in seen:
-                    raise GraphError("TG380", f"view {self.title!r}: block {block.id!r} lies inside itself")
+                    raise GraphError("TG380", f"view {self.title!r}: block {inner.id!r} lies inside itself")
                 seen.add(above)
                 above = blocks[above].parent
 
