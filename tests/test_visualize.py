@@ -446,7 +446,8 @@ def test_no_edge_runs_under_a_box_or_a_text(view: View, shapes: bool) -> None:
             if name not in (tail, head):
                 assert not any(touches(q, rect, -0.5) for q in curve), (tail, head, name)
         for text in itertools.chain(*drawn.headings.values()):
-            assert not any(touches(q, text, -0.5) for q in curve), (tail, head, "heading")
+            assert not any(touches(q, text, -0.5) for q in curve), (tail, head, "text")
+        assert not any(touches(q, text, -1.5) for text in drawn.edge_labels for q in curve), (tail, head, "label")
 
 
 # --- Formats --------------------------------------------------------------------------------------------------------
@@ -462,6 +463,17 @@ def test_svg_is_xml_with_every_box_and_name(name: str, theme: str) -> None:
     shown = {(text.text or "").replace("\u200b", "") for text in root.iter(f"{SVG}text")}
     assert {shorten(box.label) for box in view.boxes if clean(box.label)} <= shown
     assert {t.text or "" for t in root.iter(f"{SVG}title")} >= {clean(box.tooltip) for box in view.boxes if box.tooltip}
+
+
+def test_lines_of_a_box_are_centred_whatever_the_font() -> None:
+    for g in ET.fromstring(Picture(llava(), engine="graphviz-pure").svg).iter(f"{SVG}g"):
+        if (
+            g.get("class") == "node"
+            and "LoRA" not in "".join(g.itertext())
+            and "projector" not in "".join(g.itertext())
+        ):
+            assert {t.get("text-anchor") for t in g.iter(f"{SVG}text")} == {"middle"}
+            assert len({t.get("x") for t in g.iter(f"{SVG}text")}) == 1
 
 
 @pytest.mark.parametrize("form", ["svg", "png", "dot", "mermaid", "text"])
@@ -493,9 +505,9 @@ def test_mermaid_reads_like_the_seed() -> None:
 graph LR
     accTitle: Llama
     accDescr: Highlighted: every step that uses learned weight matrices
-    n0("Token IDs")
-    n1("Embedding"):::weight
-    n2("FFN: W_up"):::weight
+    n0["Token IDs"]
+    n1["Embedding"]:::weight
+    n2["FFN: W_up"]:::weight
     n0 --> n1
     n1 --> n2
     classDef weight fill:#2d6a4f,stroke:#1b4332,color:#d8f3dc

@@ -228,7 +228,10 @@ def _edge(edge: Edge, number: int, paint: Theme, shapes: bool, siblings: int) ->
     if edge.kind == "data" and siblings > 1:
         attributes["weight"] = "12"  # what branches at one box stands in one row: queries, keys and values
     if shapes and edge.label and edge.kind != "residual":  # the shape beside the spine is that of the sum it joins
-        attributes["label"] = f"<&#160;{_shown(edge.label)}&#160;>"
+        # The empty row lifts the text off the line, on which it would stand where the line runs level.
+        lift = '<TR><TD HEIGHT="3"></TD></TR>'
+        text = f"<TR><TD>&#160;{_shown(edge.label)}&#160;</TD></TR>{lift}"
+        attributes["label"] = f'<<TABLE BORDER="0" CELLSPACING="0" CELLPADDING="0">{text}</TABLE>>'
     return _attributes(attributes)
 
 

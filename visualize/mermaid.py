@@ -90,7 +90,7 @@ def _nodes(view: View, names: Mapping[str, str]) -> list[str]:
 def _box(box: Box, view: View, name: str) -> str:
     rows = [box.label, *("  ".join(part for part in row if part) for row in view.rows(box))]
     text = "<br/>".join(mermaid_text(row) or " " for row in rows)
-    left, right = ("([", "])") if box.role in ("input", "output") else ("(", ")")
+    left, right = ("([", "])") if box.role in ("input", "output") else ("[", "]")
     kind = kind_of(box, view)
     return f'{name}{left}"{text}"{right}' + ("" if kind == "plain" else f":::{kind}")
 
