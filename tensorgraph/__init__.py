@@ -1,1 +1,61 @@
 """tensorgraph: write a model once, as a graph whose sizes may be symbols; everything else is read off that graph."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import dtypes, errors, nn, ops, optim
+from .autodiff import grad, value_and_grad, vjp
+from .compile import State, Step, compile
+from .dims import assume, dim, dims
+from .dtypes import bfloat16, float16, float32, float64, int8, int32, int64, uint8
+from .errors import TensorgraphError
+from .graph import Graph
+from .nn import Module, ModuleList, Parameter
+from .op import Bad, InputSpec, S, bools, ids, op
+from .ops import *  # noqa: F403
+from .optim import adamw
+from .tensor import Tensor, scope
+
+if TYPE_CHECKING:
+    from . import models, testing, visualize
+    from .gradcheck import check_function, check_grads
+    from .visualize import draw
+
+# What needs a heavier import, and where it stands. `models` and `visualize` import the engine, never the reverse (law 6).
+_LAZY = {
+    "draw": ("visualize", "draw"),
+    "models": ("models", None),
+    "visualize": ("visualize", None),
+    "testing": ("testing", None),
+    "gradcheck": ("gradcheck", None),
+    "check_grads": ("gradcheck", "check_grads"),
+    "check_function": ("gradcheck", "check_function"),
+    "cost": ("cost", "cost"),
+    "io": ("io", None),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'tensorgraph' has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    value = importlib.import_module(f"tensorgraph.{module}")
+    if attribute is not None:
+        value = getattr(value, attribute)
+        globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+__version__ = "0.1.0"
+__all__ = [
+    "Bad", "Graph", "InputSpec", "Module", "ModuleList", "Parameter", "S", "State", "Step", "Tensor", "TensorgraphError", "adamw", "assume",
+    "bfloat16", "bools", "check_function", "check_grads", "compile", "cost", "dim", "dims", "draw", "dtypes", "errors", "float16", "float32",
+    "float64", "grad", "ids", "int8", "int32", "int64", "io", "models", "nn", "op", "optim", "scope", "testing", "uint8", "value_and_grad",
+    "visualize", "vjp", *ops.__all__,
+]  # fmt: skip

@@ -208,7 +208,10 @@ class Graph:
                 continue
             names[t] = f"%{n}"
             n += 1
-            args = [names[i] for i in t.inputs] + [f"{k}={self._attr(v)}" for k, v in t.attrs.items() if not (t.op is CONST and k != "value")]
+            plain = {p.name: p.default for p in t.op.attrs}
+            plain["absent"] = t.attrs.get("absent")
+            args = [names[i] for i in t.inputs]
+            args += [f"{k}={self._attr(v)}" for k, v in t.attrs.items() if not (t.op is CONST and k != "value") and (k not in plain or plain[k] is not v)]
             mark = "∂" if t.scope.backward else ""
             path = t.scope.path + (f" {t.label!r}" if t.label else "")
             note = f"{mark}{path}" + (f" ({t.where})" if t.where and where else "") if where or path else ""
@@ -251,10 +254,11 @@ class Graph:
         return g
 
     # -- data
-    def infer_binding(self, arrays: Mapping[str, Any], binding: Mapping[str, int] | None = None) -> dict[str, int]:
-        """The sizes that given arrays imply, beside those already bound; checks every shape, dtype kind and name.
+    def infer_binding(self, arrays: Mapping[str, Any], binding: Mapping[str, int] | None = None, *, partial: bool = False) -> dict[str, int]:
+        """The sizes that given arrays imply, beside those already bound; checks every name and shape.
 
-        Raises DataError[TG501] for missing and unknown names, [TG502] for a shape, [TG503] for a dtype that do not fit.
+        `partial`: arrays may be missing.
+            Raises DataError[TG501] for missing and unknown names, [TG502] for a shape that does not fit.
         """
         known = {**self.inputs, **self.params}
         missing = [n for n in known if n not in arrays]
@@ -262,7 +266,7 @@ class Graph:
         if unknown:
             near = _nearest(unknown[0], list(known))
             raise DataError("TG501", f"{self.name} has no input called {', '.join(unknown[:3])}", hint=f"did you mean {near}?" if near else None)
-        if missing:
+        if missing and not partial:
             raise DataError("TG501", f"no value given for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}",
                             notes=[f"{n}: {known[n].type_text}" for n in missing[:4]])  # fmt: skip
         out: dict[str, int] = dict(binding or {})
@@ -290,9 +294,10 @@ class Graph:
                 raise DataError("TG502", text, operands=[operand(known[name], axis=axis)], notes=[f"given: {list(np.shape(arrays[name]))}"])
         return out
 
-    def check_data(self, arrays: Mapping[str, Any], binding: Mapping[str, int]) -> None:
+    def check_data(self, arrays: Mapping[str, Any], binding: Mapping[str, int], names: Iterable[str] | None = None) -> None:
         """Raise DataError[TG504] if an integer input leaves its range, naming the value and its place."""
-        for name, ranges in self.data_ranges.items():
+        for name in self.data_ranges if names is None else names:
+            ranges = self.data_ranges[name]
             a = np.asarray(arrays[name])
             if not a.size:
                 continue

@@ -126,6 +126,7 @@ class Op:
     ufunc       name of the NumPy ufunc that computes it
     view        the result is the input's storage seen otherwise
     inplace     inputs whose storage the result may take over (elementwise ops: all)
+    recompute   its rule computes parts of the body again: in a differentiated graph the body is inlined, to share them
     nodiff      why no gradient passes; surrogate: why the rule is not the derivative
     domain      (low, high) from which inputs are sampled; kinks: points where the derivative jumps
     formula     (sympy symbols) -> sympy expression of one element
@@ -164,6 +165,7 @@ class Op:
         self.leaf: bool = fields.pop("leaf", False)
         self.effect: bool = fields.pop("effect", False)
         self.builtin: bool = fields.pop("builtin", False)
+        self.recompute: bool = fields.pop("recompute", False)
         self.vectorised: bool = bool(self.ufunc) or fields.pop("elementwise", False)
         self.forward_fn: Rule | None = None
         self.forward_out = False

@@ -1,0 +1,469 @@
+"""tg.compile: a graph through its passes to a backend; functions of arrays, and training steps with donated state."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from . import autodiff, dims, dtypes, interpret, xp
+from .backends import numpy as numpy_backend
+from .errors import BackendError, DataError, GraphError, StateError
+from .graph import Graph
+from .op import operand
+from .optim import Optimizer
+from .passes import memory, program as programs, rewrite
+from .tensor import Tensor, as_tensor, topological
+
+BACKENDS = ("auto", "numpy", "cupy")
+
+
+def compile(
+    outputs: Any,
+    *,
+    update: Optimizer | None = None,
+    backend: str = "auto",
+    binding: Any = None,
+    capture: Any = (),
+    donate: Mapping[str, str] | None = None,
+    debug: str | None = None,
+    trace: str | Path | None = None,
+    name: str = "graph",
+) -> Any:
+    """A function of arrays that computes `outputs` (a tensor, a list or a dict of tensors, or a Graph).
+
+    `f(params, **inputs)` or `f(**inputs)` returns arrays in the structure of `outputs`; sizes are read off the arrays,
+    the rest comes from `binding`. With `update=` an optimiser it is a training step of the scalar output (the first, or
+    the one called "loss"): see Step. `capture`: patterns of named values returned as well, under "captured".
+    `donate`: {output: input} pairs; that input's array is overwritten with the output, in place where possible.
+    `debug="nonfinite"`: the first node that produces nan or inf is an error. `trace`: a folder for the text after each pass.
+    Raises BackendError[TG700] for an unknown or absent backend.
+    """
+    if backend not in BACKENDS:
+        raise BackendError("TG700", f"unknown backend {backend!r}", hint="one of " + ", ".join(BACKENDS))
+    if debug not in (None, "nonfinite"):
+        raise BackendError("TG700", f"unknown debug mode {debug!r}", hint='debug="nonfinite"')
+    options = _Options("numpy" if backend == "auto" else backend, dims.binding(binding) if binding else {}, debug, trace, name)
+    if isinstance(outputs, Graph):
+        outputs, options = outputs.outputs, options._replace(name=outputs.name)
+    tree, flat = _flatten(outputs)
+    if capture:
+        graph = Graph(flat)
+        patterns = [capture] if isinstance(capture, str) else list(capture)
+        captured = {t.path: t for p in patterns for t in graph.find(p)}
+        flat.update({f"captured/{k}": t for k, t in captured.items()})
+        tree = {"value": tree, "captured": {k: f"captured/{k}" for k in captured}}
+    if update is not None:
+        return Step(flat, tree, update, options)
+    return Compiled(flat, tree, options, dict(donate or {}))
+
+
+class _Options(NamedTuple):
+    backend: str
+    binding: dict[str, int]
+    debug: str | None
+    trace: str | Path | None
+    name: str
+
+
+def _flatten(outputs: Any) -> tuple[Any, dict[str, Tensor]]:
+    """The structure with names at its leaves, and tensors by name."""
+    flat: dict[str, Tensor] = {}
+
+    def walk(x: Any, path: str) -> Any:
+        if isinstance(x, Mapping):
+            return {k: walk(v, f"{path}{k}/") for k, v in x.items()}
+        if isinstance(x, (list, tuple)):
+            return type(x)([walk(v, f"{path}{i}/") for i, v in enumerate(x)])
+        name = path.rstrip("/") or "out"
+        flat[name] = as_tensor(x)
+        return name
+
+    return walk(outputs, ""), flat
+
+
+def _unflatten(tree: Any, values: Mapping[str, Any]) -> Any:
+    if isinstance(tree, Mapping):
+        return {k: _unflatten(v, values) for k, v in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)([_unflatten(v, values) for v in tree])
+    return values[tree]
+
+
+class Compiled:
+    """A compiled graph. `.source` is the code that runs; `.program` the schedule; `.memory(binding)` the plan."""
+
+    def __init__(self, flat: dict[str, Tensor], tree: Any, options: _Options, donate: dict[str, str], keys: Mapping[Tensor, str] | None = None) -> None:
+        self.graph = Graph(flat, name=options.name)
+        self.tree, self.options = tree, options
+        leaves = {**self.graph.inputs, **self.graph.params}
+        self.keys = {t: (keys or {}).get(t, n) for n, t in leaves.items()}
+        by_key = {k: t for t, k in self.keys.items()}
+        for out, leaf in donate.items():
+            if out not in flat or leaf not in by_key:
+                raise GraphError("TG311", f"cannot donate {leaf!r} to {out!r}: no such input or output")
+            if not dims.same_shape(flat[out].shape, by_key[leaf].shape) or flat[out].dtype != by_key[leaf].dtype:
+                raise GraphError("TG311", f"{out!r} cannot overwrite {leaf!r}: their types differ", operands=[operand(flat[out], out), operand(by_key[leaf], leaf)])
+        self.donate = {out: by_key[leaf] for out, leaf in donate.items()}
+        self.outputs = self._passes(dict(flat))
+        self.program = programs.lower(self.outputs, self.keys, self.donate)
+        self.results = [n for n in self.program.outputs if n not in self.program.donated]
+        self._bound: dict[tuple[Any, ...], Any] = {}
+        self._checked: tuple[Any, ...] | None = None
+        self._lowered: numpy_backend.Lowered | None = None
+
+    def _passes(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Named passes, each inspectable by `trace`."""
+        differentiated = any(t.scope.backward for t in self.graph.nodes)
+
+        def keep(t: Tensor) -> bool:
+            return t.op.forward_fn is not None and not (differentiated and t.op.recompute)
+
+        steps: list[tuple[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]]] = [
+            ("inline", lambda o: rewrite.inline(o, keep)),
+            ("simplify", rewrite.simplify),
+            ("cse", rewrite.cse),
+            ("simplify again", rewrite.simplify),
+            ("flatten_matmul", rewrite.flatten_matmul),
+            ("views", rewrite.simplify),
+            ("merge", rewrite.cse),
+        ]
+        self._trace(0, "graph", outputs)
+        for i, (name, step) in enumerate(steps, 1):
+            outputs = step(outputs)
+            self._trace(i, name, outputs)
+        return outputs
+
+    def _trace(self, i: int, name: str, outputs: dict[str, Tensor]) -> None:
+        if self.options.trace is None:
+            return
+        folder = Path(self.options.trace)
+        folder.mkdir(parents=True, exist_ok=True)
+        g = Graph(outputs, name=name.replace(" ", "_"))
+        counts: dict[str, int] = {}
+        for t in g.nodes:
+            counts[t.op.name] = counts.get(t.op.name, 0) + 1
+        table = "\n".join(f"# {n:6d} {o}" for o, n in sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])))
+        (folder / f"{i:02d}-{g.name}.txt").write_text(f"{g}\n\n# {len(g.nodes)} nodes\n{table}\n", encoding="utf-8")
+
+    # -- inspection
+    @property
+    def lowered(self) -> numpy_backend.Lowered:
+        if self._lowered is None:
+            check = self._check_finite if self.options.debug == "nonfinite" else None
+            self._lowered = numpy_backend.Lowered(self.program, self.options.name, check)
+        return self._lowered
+
+    @property
+    def source(self) -> str:
+        """The generated code."""
+        return self.lowered.source
+
+    def memory(self, binding: Any = None) -> MemoryReport:
+        """What a call needs, before anything is allocated. Raises SizeError for a size without a value."""
+        values = {**self.options.binding, **dims.binding(binding)}
+        self.graph.check_binding(values)
+        plan = memory.plan(self.program, values)
+
+        def total(ts: Any) -> int:
+            return sum(dims.evaluate(dims.size(t.shape), values) * t.dtype.size for t in ts)
+
+        given = total(v.node for v in self.program.leaves.values())
+        returned = total(self.program.outputs[n].node for n in self.results)
+        tables = total(v.node for v in self.program.values if v.kind == "table")
+        largest = [(size, t.path or t.op.name, t.where) for size, t in plan.live[:5]]
+        return MemoryReport(plan.arena, given, returned, tables, largest)
+
+    # -- running
+    def __call__(self, params: Mapping[str, Any] | None = None, /, **inputs: Any) -> Any:
+        leaves = self.program.leaves
+        P: dict[str, Any] = {}
+        for source in (params or {}), inputs:
+            for key, a in source.items():
+                v = leaves.get(key)
+                if v is not None:
+                    P[key] = a if type(a) is np.ndarray and a.dtype == v.dtype.np else _coerce(key, a, v.node, key in self.donate_keys)
+        if len(P) < len(leaves) or any(n not in leaves and n not in self.graph.inputs for n in inputs):
+            self._missing(P, inputs)
+        return _unflatten(self.tree, self.run(P))
+
+    @property
+    def donate_keys(self) -> set[str]:
+        return set(self.program.donated.values())
+
+    def _missing(self, P: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+        by_key = {k: t for t, k in self.keys.items()}
+        unknown = [n for n in inputs if n not in by_key]
+        if unknown:
+            import difflib
+
+            near = difflib.get_close_matches(unknown[0], list(by_key), 3)
+            raise DataError("TG501", f"{self.options.name} has no input called {unknown[0]}", hint=f"did you mean {', '.join(near)}?" if near else None)
+        missing = [n for n in self.program.leaves if n not in P]
+        if missing:
+            raise DataError(
+                "TG501",
+                f"no value given for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}",
+                notes=[f"{n}: {by_key[n].type_text}" for n in missing[:4]],
+                hint="parameters come first, as a dict: f(params, x=...)" if by_key[missing[0]].op.name == "param" else None,
+            )
+
+    def run(self, P: dict[str, Any]) -> dict[str, Any]:
+        """Results by name, for arrays of the right dtypes by key. Donated arrays are overwritten."""
+        shapes = tuple([a.shape for a in P.values()])
+        key = (tuple(P), shapes)
+        found = self._bound.get(key)
+        if found is None:
+            found = self._bound[key] = self._bind(P)
+            while len(self._bound) > 16:
+                self._bound.pop(next(iter(self._bound)))
+        bound, binding, ranged = found
+        if ranged:
+            self.graph.check_data({n: P[self.keys[self.graph.inputs[n]]] for n in ranged}, binding, ranged)
+        if self.options.backend == "cupy":
+            return self._run_cupy(P, binding)
+        results = self.lowered.step(P, bound.v)
+        return dict(zip(self.results, results, strict=True))
+
+    def _bind(self, P: Mapping[str, Any]) -> tuple[Any, dict[str, int], list[str]]:
+        names = {self.keys[t]: n for n, t in (*self.graph.inputs.items(), *self.graph.params.items()) if self.keys[t] in self.program.leaves}
+        binding = self.graph.infer_binding({names[k]: a for k, a in P.items()}, self.options.binding, partial=True)
+        self.graph.check_binding(binding)
+        ranged = [n for n in self.graph.data_ranges if self.keys[self.graph.inputs[n]] in P]
+        bound = numpy_backend.bind(self.lowered, binding) if self.options.backend == "numpy" else None
+        return bound, binding, ranged
+
+    def _run_cupy(self, P: dict[str, Any], binding: dict[str, int]) -> dict[str, Any]:
+        try:
+            space = xp.cupy()
+        except ImportError:
+            raise BackendError("TG703", "backend 'cupy' needs CuPy and a GPU", hint="pip install tensorgraph[cuda]") from None
+        by_key = {k: t for t, k in self.keys.items()}
+        given = {by_key[k]: space.asarray(a) for k, a in P.items()}
+        values = interpret.evaluate(self.outputs.values(), given, binding, space)
+        out = {}
+        for name, value in zip(self.outputs, values, strict=True):
+            if name in self.program.donated:
+                P[self.program.donated[name]][...] = value.get() if isinstance(P[self.program.donated[name]], np.ndarray) else value
+            else:
+                out[name] = value.get()
+        return out
+
+    def _check_finite(self, n: int, array: Any) -> None:
+        from .errors import GradError
+
+        k = self.program.kernels[n]
+        if array.dtype.kind != "f" or np.isfinite(array).all():
+            return
+        t = k.node
+        bad = "nan" if np.isnan(array).any() else "inf"
+        notes = [f"input {i}: {v.node.path or v.node.op.name} {v.dtype.short}{dims.show_shape(v.shape)}" for i, v in enumerate(k.inputs)]
+        raise GradError("TG405", f"{t.op.name} is the first to produce {bad}{', in the backward pass' if t.scope.backward else ''}",
+                        operands=[operand(t, "y")], notes=notes)  # fmt: skip
+
+
+class MemoryReport(NamedTuple):
+    """Bytes: arena for intermediates, arrays given (parameters, state, inputs), arrays returned, tables; largest live values."""
+
+    arena: int
+    given: int
+    returned: int
+    tables: int
+    largest: list[tuple[int, str, str]]
+
+    @property
+    def peak(self) -> int:
+        """All of it together: what the process grows by at most, the kernels' own scratch aside."""
+        return self.arena + self.given + self.returned + self.tables
+
+    def __str__(self) -> str:
+        lines = [f"peak {self.peak / 1e6:,.1f} MB = arena {self.arena / 1e6:,.1f} + parameters, state and inputs {self.given / 1e6:,.1f}"
+                 f" + results {self.returned / 1e6:,.1f} + tables {self.tables / 1e6:,.1f}"]  # fmt: skip
+        lines += [f"  {size / 1e6:10,.2f} MB  {path}  {where}".rstrip() for size, path, where in self.largest]
+        return "\n".join(lines)
+
+
+def _coerce(name: str, a: Any, t: Tensor, donated: bool = False) -> Any:
+    """An array of the leaf's dtype. Widths may differ, kinds may not: a float is no index. Raises DataError[TG503]."""
+    array = np.asarray(a)
+    if array.dtype == t.dtype.np:
+        return array
+    if donated:
+        raise DataError("TG503", f"{name} is overwritten in place and must be {t.dtype}, not {array.dtype}", operands=[operand(t)])
+    try:
+        kind = dtypes.of_array(array).kind
+    except Exception:
+        raise DataError("TG503", f"{name} must be {t.dtype}, not {array.dtype}", operands=[operand(t)]) from None
+    if kind != t.dtype.kind and not (array.size == 0 or (t.dtype.is_float and kind in "bi") or (t.dtype.kind == "b" and kind == "i" and ((array == 0) | (array == 1)).all())):
+        raise DataError("TG503", f"{name} must be {t.dtype}, not {array.dtype}", operands=[operand(t)])
+    out = array.astype(t.dtype.np)
+    if t.dtype.kind == "i" and not (out == array).all():
+        raise DataError("TG503", f"{name} has values that {t.dtype} cannot hold", operands=[operand(t)])
+    return out
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+class State(Mapping[str, Any]):
+    """Parameters and optimiser state of a training run, by name: `params/...`, `m/...`, `v/...`, `step`.
+
+    A step consumes the state it is given and returns the next one, in the same storage. Reading or passing a
+    consumed state raises StateError[TG601].
+    """
+
+    def __init__(self, arrays: dict[str, Any], owner: Any = None) -> None:
+        self._arrays: dict[str, Any] | None = arrays
+        self.owner = owner
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        if self._arrays is None:
+            raise StateError("TG601", "this state was consumed by a step and is no longer valid", hint="value, state = step(state, ...)")
+        return self._arrays
+
+    def take(self) -> dict[str, Any]:
+        """The storage; the state is consumed."""
+        arrays = self.arrays
+        self._arrays = None
+        return arrays
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Copies of the parameters, by their names."""
+        return {k[7:]: v.copy() for k, v in self.arrays.items() if k.startswith("params/")}
+
+    def __getitem__(self, key: str) -> Any:
+        view = self.arrays[key].view()
+        view.flags.writeable = False
+        return view
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def __repr__(self) -> str:
+        return "<State consumed>" if self._arrays is None else f"<State of {len(self._arrays)} arrays, step {int(self._arrays['step'])}>"
+
+
+class Step:
+    """A training step as one graph: forward, backward and the update of every trained parameter.
+
+    `state = step.init(params)`, then `value, state = step(state, **inputs)`.
+    """
+
+    def __init__(self, flat: dict[str, Tensor], tree: Any, update: Optimizer, options: _Options) -> None:
+        loss = flat.get("loss", next(iter(flat.values())))
+        graph = Graph(flat, name=options.name)
+        self.params = graph.params
+        self.trained = {n: p for n, p in graph.params.items() if p.attrs.get("trained", True) and p.dtype.is_float}
+        found = autodiff.grad(loss, list(self.trained.values()), unused="none")
+        grads = {n: g for n, g in zip(self.trained, found, strict=True) if g is not None}
+        if not grads:
+            raise GraphError("TG312", "nothing to train: the loss depends on no trained parameter", hint="unfreeze some, or mark the loss")
+        slots, after = update.build(graph.params, grads)
+        keys = {p: f"params/{n}" for n, p in graph.params.items()} | {t: n for n, t in slots.items()}
+        self.slots = slots
+        results = {f"value/{n}": t for n, t in flat.items()}
+        self.compiled = Compiled({**results, **after}, tree, options, {n: n for n in after}, keys)
+        self.tree, self.options, self.update = tree, options, update
+        self.grads = grads
+
+    @property
+    def graph(self) -> Graph:
+        """The whole step: forward, backward, update."""
+        return self.compiled.graph
+
+    @property
+    def source(self) -> str:
+        return self.compiled.source
+
+    def memory(self, binding: Any = None) -> MemoryReport:
+        return self.compiled.memory(binding)
+
+    def init(self, params: Any = None, *, seed: int = 0, binding: Any = None) -> State:
+        """Fresh state: parameters copied from `params` (a dict by name), or drawn (`seed`); moments zero; step 0.
+
+        Raises StateError[TG602] for missing, unknown or mis-shaped parameters.
+        """
+        values = {**self.options.binding, **dims.binding(binding)}
+        if params is None or isinstance(params, int):
+            rng_seed = params if isinstance(params, int) else seed
+            params = {n: _draw(n, rng_seed, p, values) for n, p in self.params.items()}
+        missing = [n for n in self.params if n not in params]
+        if missing:
+            raise StateError("TG602", f"no value for parameter {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}")
+        arrays: dict[str, Any] = {}
+        for n, p in self.params.items():
+            a = np.array(params[n], dtype=p.dtype.np, order="C")  # copied once into owned storage
+            if len(a.shape) != len(p.shape) or any(type(d) is int and d != s for d, s in zip(p.shape, a.shape, strict=True)):
+                raise StateError("TG602", f"parameter {n} must have the shape {dims.show_shape(p.shape)}, not {list(a.shape)}")
+            arrays[f"params/{n}"] = a
+        for n, t in self.slots.items():
+            like = arrays.get("params/" + n.partition("/")[2])
+            arrays[n] = np.zeros(like.shape if like is not None and t.shape else (), t.dtype.np)
+        return State(arrays, self)
+
+    def load(self, arrays: Mapping[str, Any]) -> State:
+        """State from saved arrays (see tensorgraph.io.checkpoint). Raises StateError[TG602] if it is another model's."""
+        want = {*(f"params/{n}" for n in self.params), *self.slots}
+        if want != set(arrays):
+            odd = sorted(want ^ set(arrays))
+            raise StateError("TG602", f"this is not the state of this step: {', '.join(odd[:4])} {'...' if len(odd) > 4 else ''}".rstrip())
+        return State({k: np.array(v, order="C") for k, v in arrays.items()}, self)
+
+    def __call__(self, state: State, /, **inputs: Any) -> tuple[Any, State]:
+        if not isinstance(state, State):
+            raise StateError("TG603", f"a step takes a State first, not {type(state).__name__}", hint="state = step.init(params)")
+        if state.owner is not self:
+            raise StateError("TG602", "this state belongs to another step", hint="step.load(dict(state)) adopts a copy")
+        compiled = self.compiled
+        leaves = compiled.program.leaves
+        arrays = state.arrays
+        P = {k: a for k, a in arrays.items() if k in leaves}
+        for key, a in inputs.items():
+            v = leaves.get(key)
+            if v is None or key in arrays:
+                if key not in compiled.graph.inputs or key in arrays:
+                    compiled._missing(P, {**inputs, key: None} if key not in arrays else {f"{key} (state)": None})
+                continue
+            P[key] = a if type(a) is np.ndarray and a.dtype == v.dtype.np else _coerce(key, a, v.node)
+        if len(P) < len(leaves):
+            compiled._missing(P, {})
+        results = compiled.run(P)  # raises before anything is written, if the arrays do not fit
+        state.take()
+        values = {k.removeprefix("value/"): v for k, v in results.items()}
+        return _unflatten(self.tree, values), State(arrays, self)
+
+
+def _draw(name: str, seed: int, p: Tensor, binding: Mapping[str, int]) -> Any:
+    """A plain initial value where no module says better: normal with deviation 0.02; zeros for biases, ones for norms."""
+    import hashlib
+
+    shape = interpret.shape_of(p, binding)
+    rng = np.random.default_rng([seed, int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")])
+    if len(shape) == 1:
+        return np.ones(shape) if p.attrs.get("component") == "norm" and not name.endswith("bias") else np.zeros(shape)
+    return rng.standard_normal(shape) * 0.02
+
+
+def eval_tensor(y: Tensor, backend: str, arrays: Mapping[str, Any]) -> Any:
+    """`y.eval(x=..., w=...)`: inputs and parameters by name; compiled once per tensor."""
+    f = _eval_cache.get(y)
+    if f is None or f.options.backend != ("numpy" if backend == "auto" else backend):
+        f = _eval_cache[y] = compile(y, backend=backend)
+    return f(None, **arrays)
+
+
+import weakref  # noqa: E402
+
+from .tensor import _hooks  # noqa: E402
+
+_eval_cache: weakref.WeakKeyDictionary[Tensor, Any] = weakref.WeakKeyDictionary()
+_hooks["eval"] = eval_tensor
+_ = (os, cast, topological)
