@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections import Counter
 from collections.abc import Mapping
 from typing import TypeVar
@@ -163,12 +164,17 @@ def _frame(view: View, paint: Theme, number: int, depth: int) -> str:
 def _heading(size: float, paint: Theme, *lines: str) -> str:
     """Lines of text and an empty row below: the lane of edges that pass over boxes, else they cross the text."""
     rows = "".join(
-        f'<TR><TD ALIGN="LEFT"><FONT POINT-SIZE="{size - i:g}" COLOR="{paint.text}">'
+        f'<TR><TD ALIGN="LEFT" WIDTH="{_room(shorten(line, 90), size)}"><FONT POINT-SIZE="{size - i:g}" COLOR="{paint.text}">'
         f"{_bold(line, i == 0)}</FONT></TD></TR>"
         for i, line in enumerate(lines)
         if line
     )
     return f'<<TABLE BORDER="0" CELLSPACING="0" CELLPADDING="0">{rows}<TR><TD HEIGHT="10"></TD></TR></TABLE>>'
+
+
+def _room(text: str, size: float) -> int:
+    """Points that a text takes in a wide font: kept free, so that nothing overlaps whichever font a reader has."""
+    return round(_EM * size * len(text))
 
 
 def _bold(line: str, first: bool) -> str:
@@ -217,7 +223,7 @@ def _shown(text: str) -> str:
 
 
 def _least_width(box: Box, rows: tuple[tuple[str, ...], ...]) -> float:
-    """Inches that the text takes in a wide font, so that it fits whichever font of the list a reader has."""
+    """Inches that the text takes in a wide font, see `_room`."""
     widest = max([len(shorten(box.label)) * LABEL, *(sum(len(shorten(c)) + 1 for c in row) * SMALL for row in rows)])
     return max(0.42, (_EM * widest + 10) / 72)
 
@@ -242,28 +248,30 @@ def _title(view: View, paint: Theme) -> str:
 
 
 def _legend(view: View, paint: Theme) -> str:
-    """Below the picture: the legend's sentence beside its colour, the kinds drawn, or the scale of values."""
+    """Below the picture, line by line: the legend's sentence and the kinds drawn, or the scale of values."""
     present = {kind_of(box, view) for box in view.boxes}
-    entries: list[tuple[str, str]] = []
-    valued = any(box.value is not None for box in view.boxes)
-    if view.legend and not valued and present - {"plain", "constant"}:
-        highlight = "" if view.modes else _swatch(paint, "weight")
-        entries.append((highlight, html_text(view.legend)))
-    entries += [(_swatch(paint, kind), text) for kind, text in _MEANING.items() if kind in present and not valued]
-    if valued:
+    rows: list[str] = []
+    if any(box.value is not None for box in view.boxes):
         low, high = value_range(view)
         strip = "".join(f'<TD BGCOLOR="{colour}" WIDTH="14" HEIGHT="9"></TD>' for colour in paint.scale)
-        ends = f"<TD>{low:.3g}&#160;</TD>{strip}<TD>&#160;{high:.3g}</TD>"
-        entries.append(
-            (
-                f'<TD><TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0"><TR>{ends}</TR></TABLE></TD>',
-                html_text(view.values_label or "value"),
-            )
+        frame = (
+            f'<TD BORDER="1" COLOR="{paint.frame}" CELLPADDING="0"><TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0">'
         )
-    if not entries:
+        about = f"&#160;{high:.3g}&#160;&#160; {html_text(view.values_label or 'value')}"
+        rows.append(f"<TD>{low:.3g}&#160;</TD>{frame}<TR>{strip}</TR></TABLE></TD>{_entry(about)}")
+    else:
+        if view.legend and present - {"plain", "constant"}:
+            text = _entry(html_text(shorten(view.legend, 200)), 2 if view.modes else 1)
+            rows.append(text if view.modes else _swatch(paint, "weight") + text)
+        rows += [_swatch(paint, kind) + _entry(text) for kind, text in _MEANING.items() if kind in present]
+    if not rows:
         return '""'
-    cells = "".join(f'{swatch}<TD ALIGN="LEFT">{text}&#160;&#160;&#160;</TD>' for swatch, text in entries)
-    return f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="4"><TR>{cells}</TR></TABLE>>'
+    lines = "".join(f"<TR>{row}</TR>" for row in rows)
+    return f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="4">{lines}</TABLE>>'
+
+
+def _entry(text: str, columns: int = 1) -> str:
+    return f'<TD ALIGN="LEFT" COLSPAN="{columns}" WIDTH="{_room(html.unescape(text), CAPTION)}">{text}</TD>'
 
 
 def _swatch(paint: Theme, kind: Kind) -> str:
