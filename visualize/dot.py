@@ -164,7 +164,8 @@ def _frame(view: View, paint: Theme, number: int, depth: int) -> str:
 def _heading(size: float, paint: Theme, *lines: str) -> str:
     """Lines of text and an empty row below: the lane of edges that pass over boxes, else they cross the text."""
     rows = "".join(
-        f'<TR><TD ALIGN="LEFT" WIDTH="{_room(shorten(line, 90), size)}"><FONT POINT-SIZE="{size - i:g}" COLOR="{paint.text}">'
+        f'<TR><TD ALIGN="LEFT" WIDTH="{_room(shorten(line, 90), size)}">'
+        f'<FONT POINT-SIZE="{size - i:g}" COLOR="{paint.text}">'
         f"{_bold(line, i == 0)}</FONT></TD></TR>"
         for i, line in enumerate(lines)
         if line
@@ -261,17 +262,18 @@ def _legend(view: View, paint: Theme) -> str:
         rows.append(f"<TD>{low:.3g}&#160;</TD>{frame}<TR>{strip}</TR></TABLE></TD>{_entry(about)}")
     else:
         if view.legend and present - {"plain", "constant"}:
-            text = _entry(html_text(shorten(view.legend, 200)), 2 if view.modes else 1)
+            text = _entry(html_text(shorten(view.legend, 200)))
             rows.append(text if view.modes else _swatch(paint, "weight") + text)
         rows += [_swatch(paint, kind) + _entry(text) for kind, text in _MEANING.items() if kind in present]
     if not rows:
         return '""'
-    lines = "".join(f"<TR>{row}</TR>" for row in rows)
-    return f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="4">{lines}</TABLE>>'
+    bare = '<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="2">'
+    lines = "".join(f'<TR><TD ALIGN="LEFT">{bare}<TR>{row}</TR></TABLE></TD></TR>' for row in rows)
+    return f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="0">{lines}</TABLE>>'
 
 
-def _entry(text: str, columns: int = 1) -> str:
-    return f'<TD ALIGN="LEFT" COLSPAN="{columns}" WIDTH="{_room(html.unescape(text), CAPTION)}">{text}</TD>'
+def _entry(text: str) -> str:
+    return f'<TD ALIGN="LEFT" WIDTH="{_room(html.unescape(text), CAPTION)}">{text}</TD>'
 
 
 def _swatch(paint: Theme, kind: Kind) -> str:
