@@ -264,7 +264,8 @@ def _legend(view: View, paint: Theme) -> str:
         if view.legend and present - {"plain", "constant"}:
             text = _entry(html_text(shorten(view.legend, 200)))
             rows.append(text if view.modes else _swatch(paint, "weight") + text)
-        rows += [_swatch(paint, kind) + _entry(text) for kind, text in _MEANING.items() if kind in present]
+        widest = _room(shorten(view.legend, 200), CAPTION)  # a row that is not the widest would stretch its swatch
+        rows += [_swatch(paint, kind) + _entry(text, widest) for kind, text in _MEANING.items() if kind in present]
     if not rows:
         return '""'
     bare = '<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="2">'
@@ -272,8 +273,8 @@ def _legend(view: View, paint: Theme) -> str:
     return f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="0">{lines}</TABLE>>'
 
 
-def _entry(text: str) -> str:
-    return f'<TD ALIGN="LEFT" WIDTH="{_room(html.unescape(text), CAPTION)}">{text}</TD>'
+def _entry(text: str, least: int = 0) -> str:
+    return f'<TD ALIGN="LEFT" WIDTH="{max(least, _room(html.unescape(text), CAPTION))}">{text}</TD>'
 
 
 def _swatch(paint: Theme, kind: Kind) -> str:
