@@ -571,11 +571,7 @@ def _chain(form: Form, offsets: list[int], start: int, period: int, times: int) 
     best: tuple[int, int] = (0, 1)
     first = 0
     for t in range(1, times + 1):
-        if (
-            t == times
-            or views[t][0] != views[t - 1][0]
-            or not _linked(views[t - 1], views[t], offsets, start, t, period)
-        ):
+        if t == times or not _follows(views[t - 1], views[t], offsets, start + (t - 1) * period, period):
             if t - first > best[1]:
                 best = (first, t - first)
             first = t
