@@ -86,8 +86,23 @@ def _where_cut(ys: list[Tensor], x: Tensor) -> list[str]:
     return []
 
 
-def backward(ys: Iterable[Tensor], wrt: Iterable[Tensor], cotangents: Iterable[Tensor]) -> dict[Tensor, Tensor]:
-    """Cotangents of those of `wrt` that the gradient reaches. Iterative; each node's rule runs once."""
+class Adjoint:
+    """How one node's cotangent came about: the total, and what each use added (user, which of its inputs, part)."""
+
+    __slots__ = ("total", "uses")
+
+    def __init__(self) -> None:
+        self.total: Any = None
+        self.uses: list[tuple[Tensor | None, int, Tensor]] = []
+
+
+def backward(
+    ys: Iterable[Tensor], wrt: Iterable[Tensor], cotangents: Iterable[Tensor], trace: dict[Tensor, Adjoint] | None = None
+) -> dict[Tensor, Tensor]:
+    """Cotangents of those of `wrt` that the gradient reaches. Iterative; each node's rule runs once.
+
+    `trace`, if given, is filled with the Adjoint of every node passed.
+    """
     ys, wanted = list(ys), set(wrt)
     order = topological(ys)
     useful: set[Tensor] = set()  # nodes through which a gradient can reach something wanted
@@ -97,6 +112,8 @@ def backward(ys: Iterable[Tensor], wrt: Iterable[Tensor], cotangents: Iterable[T
     pending: dict[Tensor, list[Any]] = {}
     for y, c in zip(ys, cotangents, strict=True):
         pending.setdefault(y, []).append(c)
+        if trace is not None:
+            trace.setdefault(y, Adjoint()).uses.append((None, 0, c))
     done: dict[Tensor, Tensor] = {}
     for node in reversed(order):
         parts = pending.pop(node, None)
@@ -109,15 +126,20 @@ def backward(ys: Iterable[Tensor], wrt: Iterable[Tensor], cotangents: Iterable[T
                 g = functools.reduce(add, parts)
                 if node in wanted:
                     done[node] = g
+            if trace is not None:
+                trace.setdefault(node, Adjoint()).total = g
             if not node.inputs:
                 continue
             if node.op is PICK:
                 pending.setdefault(node.inputs[0], []).append((node.attrs["index"], g))
                 continue
             needs = [i in useful for i in node.inputs]
-            for x, need, c in zip(node.inputs, needs, cotangents_of(node, g, needs), strict=True):
+            for i, (x, need, c) in enumerate(zip(node.inputs, needs, cotangents_of(node, g, needs), strict=True)):
                 if need and c is not None:
-                    pending.setdefault(x, []).append(_fit(c, x, node))
+                    part = _fit(c, x, node)
+                    pending.setdefault(x, []).append(part)
+                    if trace is not None:
+                        trace.setdefault(x, Adjoint()).uses.append((node, i, part))
     return done
 
 
