@@ -1,0 +1,351 @@
+"""One node alone: its rule against the derivative of its forward, for each input, by the adjoint identity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import autodiff
+from ..complex_numpy import complex_numpy, guarded
+from ..errors import TensorgraphError
+from ..interpret import compute, evaluate, shape_of
+from ..ops.leaf import INPUT
+from ..tensor import Tensor, at, make, pick, topological
+from .reference import (
+    EXACT,
+    LONG,
+    Function,
+    NotComplex,
+    Slope,
+    adjoint_residual,
+    complex_step,
+    jvp,
+    remainder_order,
+    richardson,
+    signed,
+)
+from .report import KINK, NONFINITE, PASS, WRONG_VJP
+
+NEAR = 1e-3  # a kink closer than this may be why a derivative differs
+DIAGNOSED = 600  # elements of an input up to which the whole Jacobian is taken to say why a rule is wrong
+
+
+@dataclass
+class Finding:
+    """The verdict on one input of one node."""
+
+    input: str
+    verdict: str
+    residual: float
+    note: str = ""
+    method: str = "complex step"
+
+
+class Site:
+    """A node on stand-ins of its inputs, with their values: what is checked on its own."""
+
+    def __init__(self, node: Tensor, args: Sequence[Any], binding: Mapping[str, int]) -> None:
+        self.source, self.binding = node, binding
+        self.inputs = tuple(
+            Tensor(INPUT, (), {}, x.shape, x.dtype, x.scope, x.loc, f"x{i}", x.specs) for i, x in enumerate(node.inputs)
+        )
+        self.node = make(node.op, self.inputs, node.attrs, node.scope, node.loc, (node.shape, node.dtype, node.specs))
+        self.args = [np.asarray(a) if not isinstance(a, tuple) else a for a in args]
+        self.outs = [(i, t) for i, t in enumerate(self.results()) if t.dtype.is_float]
+        self.y = self.compute(self.args)
+
+    def results(self) -> list[Tensor]:
+        return [self.node] if self.node.specs is None else [pick(self.node, i) for i in range(len(self.node.specs))]
+
+    def compute(self, args: Sequence[Any]) -> Any:
+        with guarded():
+            return compute(self.node, args, self.binding, complex_numpy)
+
+    def run(self, args: Sequence[Any]) -> list[Any]:
+        """The floating outputs."""
+        y = self.compute(args)
+        return [y[i] if self.node.specs is not None else y for i, _ in self.outs]
+
+    def only(self, j: int, args: Sequence[Any] | None = None) -> Function:
+        """The floating outputs as a function of input j alone."""
+        rest = list(self.args if args is None else args)
+        return lambda xs: self.run([*rest[:j], xs[0], *rest[j + 1 :]])
+
+    def slots(self) -> Iterator[tuple[int, str]]:
+        """Number and name of every differentiable input."""
+        names = input_names(self.source)
+        for j, x in enumerate(self.inputs):
+            if x.specs is None and x.dtype.is_float:
+                yield j, names[j]
+
+    def rule(self, j: int) -> tuple[Tensor | None, list[Tensor]]:
+        """The cotangent of input j as a node, and the stand-ins of the outputs' cotangents."""
+        gs = [Tensor(INPUT, (), {}, t.shape, t.dtype, t.scope, t.loc, f"g{i}") for i, t in self.outs]
+        results = self.results()
+        with at(self.node.scope, self.node.loc):
+            found = autodiff.backward([results[i] for i, _ in self.outs], [self.inputs[j]], gs)
+        return found.get(self.inputs[j]), gs
+
+    def cotangent(self, j: int, vs: Sequence[Any], args: Sequence[Any] | None = None) -> Any:
+        """vjp(v) of input j, at `args` (as given at first if None). Zeros where the rule gives none."""
+        args = self.args if args is None else args
+        y = self.y if args is self.args else self.compute(args)
+        c, gs = self.rule(j)
+        if c is None:
+            return np.zeros(np.shape(args[j]))
+        values = {**dict(zip(self.inputs, args, strict=True)), **dict(zip(gs, vs, strict=True)), self.node: y}
+        with guarded():
+            return evaluate([c], values, self.binding, complex_numpy)[0]
+
+    def out_shapes(self) -> list[tuple[int, ...]]:
+        return [shape_of(t, self.binding) for _, t in self.outs]
+
+
+def input_names(node: Tensor) -> list[str]:
+    """The op's own names for a node's inputs: x, weight; xs[0], xs[1] of an op that takes any number."""
+    op = node.op
+    if op.variadic:
+        return [f"{op.inputs[0].name}[{i}]" for i in range(len(node.inputs))]
+    absent = node.attrs.get("absent", ())
+    return [p.name for p in op.inputs if p.name not in absent]
+
+
+def has_rule(node: Tensor) -> bool:
+    return node.op.name in autodiff.overrides or node.op.vjp_fn is not None
+
+
+def opens(node: Tensor) -> bool:
+    """Whether a node is nothing but its definition: then the nodes of that are checked in its place."""
+    return node.op.body is not None and node.op.forward_fn is None and not has_rule(node)
+
+
+def definition(node: Tensor, args: Sequence[Any], binding: Mapping[str, int]) -> list[tuple[Tensor, list[Any]]]:
+    """The nodes of an op's definition with the values of their inputs."""
+    inputs = tuple(Tensor(INPUT, (), {}, x.shape, x.dtype, x.scope, x.loc, f"x{i}") for i, x in enumerate(node.inputs))
+    ys = autodiff.expanded(node, inputs)
+    values: dict[Tensor, Any] = dict(zip(inputs, args, strict=True))
+    out = []
+    with guarded():
+        for t in topological(ys if isinstance(ys, tuple) else [ys], stop=values):
+            have = [values[x] for x in t.inputs]
+            values[t] = compute(t, have, binding, complex_numpy)
+            if t.inputs:
+                out.append((t, have))
+    return out
+
+
+def check_site(site: Site, rng: np.random.Generator, directions: int) -> list[Finding]:
+    """The adjoint identity <vjp(v), u> = <v, J u> for each input; a verdict and a reason for each."""
+    if site.source.op.nodiff or site.source.op.surrogate or not site.outs:
+        return []
+    return [_check_input(site, j, name, rng, directions) for j, name in site.slots()]
+
+
+def _check_input(site: Site, j: int, name: str, rng: np.random.Generator, directions: int) -> Finding:
+    worst, method = 0.0, "complex step"
+    trials = []
+    for _ in range(directions):
+        u = signed(rng, np.shape(site.args[j]))
+        vs = [signed(rng, s) for s in site.out_shapes()]
+        try:
+            c = np.asarray(site.cotangent(j, vs))
+        except TensorgraphError as why:
+            return Finding(name, WRONG_VJP, np.inf, f"the rule fails: {why.summary}")
+        except Exception as why:  # a rule is the user's code
+            return Finding(name, WRONG_VJP, np.inf, f"the rule fails: {type(why).__name__}: {why}")
+        if c.shape != np.shape(site.args[j]):
+            return Finding(
+                name,
+                WRONG_VJP,
+                np.inf,
+                f"the rule gives the shape {list(c.shape)}, the input has {list(np.shape(site.args[j]))}",
+            )
+        if not np.all(np.isfinite(c)) and all(np.all(np.isfinite(np.asarray(a, float))) for a in site.args):
+            return Finding(name, NONFINITE, np.inf, f"the rule gives {_nonfinite(c)}; inputs: {ranges(site)}")
+        slope = jvp(site.only(j), [site.args[j]], [u])
+        residual = adjoint_residual(c, u, vs, slope.value)
+        bound = EXACT if slope.method == "complex step" else max(EXACT, 10 * slope.error)
+        if residual > bound:
+            residual, method, fine = _second_opinion(site, j, u, vs, residual, slope)
+            if not fine:
+                return _wrong(site, j, name, u, vs, c, residual, method, rng)
+        else:
+            method = slope.method
+        worst = max(worst, residual)
+        trials.append(residual)
+    return Finding(name, PASS, worst, method=method)
+
+
+def _second_opinion(
+    site: Site, j: int, u: Any, vs: list[Any], residual: float, slope: Slope
+) -> tuple[float, str, bool]:
+    """Whether a residual is rounding, which long double shrinks, or a forward that complex numbers mislead."""
+    if slope.method == "complex step" and np.isfinite(residual):
+        if LONG is not np.float64:
+            args = [a.astype(LONG) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a for a in site.args]
+            wide = [v.astype(LONG) for v in vs]
+            try:
+                longer = complex_step(site.only(j, args), [args[j]], [u.astype(LONG)])
+                finer = adjoint_residual(site.cotangent(j, wide, args), u, wide, longer.value)
+                if finer <= residual / 30:
+                    return finer, "complex step in long double", True
+            except NotComplex:
+                pass
+        elif residual < 1e-9:
+            return residual, "complex step", True
+    if site.source.op.builtin:
+        return residual, slope.method, False
+    if slope.method == "complex step":
+        slope = richardson(site.only(j), [site.args[j]], [u])
+        other = adjoint_residual(site.cotangent(j, vs), u, vs, slope.value)
+        if other <= max(EXACT, 10 * slope.error) and slope.error < 1e-6:
+            return other, slope.method, True
+        return residual, "complex step", False
+    if slope.error > 1e-7:  # a rough forward: the order of the remainder decides
+        order = _order(site, j, u, vs)
+        if order is not None and order > 1.7:
+            return residual, "order of the remainder", True
+    return residual, slope.method, False
+
+
+def _order(site: Site, j: int, u: Any, vs: list[Any]) -> float | None:
+    run = site.only(j)
+
+    def value(h: float) -> float:
+        with guarded():
+            return float(sum(np.sum(v * y) for v, y in zip(vs, run([site.args[j] + h * u]), strict=True)))
+
+    return remainder_order(value, float(np.sum(site.cotangent(j, vs) * u)))
+
+
+def _wrong(
+    site: Site, j: int, name: str, u: Any, vs: list[Any], c: Any, residual: float, method: str, rng: np.random.Generator
+) -> Finding:
+    gap = kink_distance(site, j)
+    if (gap is None or gap < NEAR) and _legitimate(site, j, vs, c, rng):
+        where = f"{gap:.1e} from a kink" if gap is not None else "next to a kink"
+        return Finding(name, KINK, 0.0, f"the input lies {where}; the rule gives one of its subgradients there", method)
+    note, size = explain(site, j, vs, c, u)
+    return Finding(name, WRONG_VJP, max(residual, size), note, method)
+
+
+def kink_distance(site: Site, j: int) -> float | None:
+    """How far input j is from where the derivative jumps; None if the record does not say where that is."""
+    op, x = site.source.op, np.asarray(site.args[j])
+    if not x.size:
+        return None
+    if op.kinks:
+        return float(min(np.min(np.abs(x - k)) for k in op.kinks))
+    if op.name in ("maximum", "minimum"):
+        return float(np.min(np.abs(np.asarray(site.args[0]) - np.asarray(site.args[1]))))
+    if op.name in ("max", "min") and op.builtin:
+        kept = [i for i in range(x.ndim) if i not in site.source.attrs["axis"]]
+        rows = np.sort(
+            np.transpose(x, (*kept, *site.source.attrs["axis"])).reshape(*(x.shape[i] for i in kept), -1), -1
+        )
+        if rows.shape[-1] < 2:
+            return np.inf
+        return float(np.min(rows[..., -1] - rows[..., -2] if op.name == "max" else rows[..., 1] - rows[..., 0]))
+    return np.inf if op.builtin else None
+
+
+def _legitimate(site: Site, j: int, vs: list[Any], c: Any, rng: np.random.Generator) -> bool:
+    """Whether c lies among the limits of derivatives nearby (Clarke's subdifferential), element by element."""
+    seen = []
+    for _ in range(16):
+        args = list(site.args)
+        x = np.asarray(args[j])
+        args[j] = x + rng.uniform(-1, 1, x.shape) * 1e-7 * np.maximum(1, np.abs(x))
+        u = signed(rng, x.shape)
+        try:
+            near = site.cotangent(j, vs, args)
+            if adjoint_residual(near, u, vs, complex_step(site.only(j, args), [args[j]], [u]).value) > 1e-9:
+                return False
+        except (NotComplex, TensorgraphError):
+            return False
+        seen.append(near)
+    low, high = np.min(seen, axis=0), np.max(seen, axis=0)
+    slack = 1e-5 * max(1e-300, float(np.max(np.abs(seen))))
+    return bool(np.all(c >= low - slack) and np.all(c <= high + slack))
+
+
+def explain(site: Site, j: int, vs: list[Any], c: Any, u: Any) -> tuple[str, float]:
+    """Why a cotangent is wrong, from the whole Jacobian: a factor, a sign, another order, the elements that differ.
+
+    With max |a - b| / max |b| where the Jacobian was taken, else 0.
+    """
+    x = np.asarray(site.args[j])
+    if x.size > DIAGNOSED:
+        slope = jvp(site.only(j), [x], [u])
+        right = sum(float(np.sum(v * w)) for v, w in zip(vs, slope.value, strict=True))
+        return f"along a random direction it gives {float(np.sum(c * u)):.6g}, the derivative is {right:.6g}", 0.0
+    true = np.zeros(x.size)
+    for i in range(x.size):
+        e = np.zeros(x.size)
+        e[i] = 1.0
+        slope = jvp(site.only(j), [x], [e.reshape(x.shape)])
+        true[i] = sum(float(np.sum(v * w)) for v, w in zip(vs, slope.value, strict=True))
+    got = np.asarray(c, np.float64).reshape(-1)
+    top = float(np.max(np.abs(true), initial=0.0))
+    return compare(got, true, x.shape), float(np.max(np.abs(got - true), initial=0.0)) / top if top else 0.0
+
+
+def compare(got: Any, true: Any, shape: tuple[int, ...]) -> str:
+    """What is the matter with `got`, which should be `true` (both flat)."""
+    top = float(np.max(np.abs(true), initial=0.0))
+    tol = 1e-9 * max(top, float(np.max(np.abs(got), initial=0.0)))
+    if not np.any(np.abs(got) > tol):
+        return "it gives 0, the derivative is not"
+    if top <= 1e-300:
+        return f"the derivative is 0, it gives up to {np.max(np.abs(got)):.3g}"
+    factor = float(got @ true / (true @ true))
+    if np.allclose(got, factor * true, rtol=0, atol=tol):
+        return "the sign is wrong" if abs(factor + 1) < 1e-9 else f"it gives {factor:.6g} times the derivative"
+    if np.allclose(np.sort(got), np.sort(true), rtol=0, atol=tol):
+        swapped = _swap(got, true, shape, tol)
+        return f"the right numbers in the wrong places{swapped}"
+    bad = np.abs(got - true) > tol
+    at_ = int(np.argmax(np.abs(got - true)))
+    place = f"[{', '.join(map(str, np.unravel_index(at_, shape)))}]" if shape else "its one element"
+    some = f"{int(bad.sum())} of {got.size} elements differ" if not bad.all() else "every element differs"
+    return f"{some}; at {place} it gives {got[at_]:.6g}, the derivative is {true[at_]:.6g}"
+
+
+def _swap(got: Any, true: Any, shape: tuple[int, ...], tol: float) -> str:
+    for a in range(len(shape)):
+        for b in range(a + 1, len(shape)):
+            other = list(shape)
+            other[a], other[b] = other[b], other[a]
+            if np.allclose(np.swapaxes(got.reshape(other), a, b).reshape(-1), true, rtol=0, atol=tol):
+                return f": axes {a} and {b} are swapped"
+    return ""
+
+
+def _nonfinite(c: Any) -> str:
+    return "nan" if np.isnan(c).any() else "inf"
+
+
+def ranges(site: Site) -> str:
+    """The range of each input's values, for messages."""
+    return ", ".join(f"{n} in {value_range(a)}" for n, a in zip(input_names(site.source), site.args, strict=True))
+
+
+def value_range(a: Any) -> str:
+    """`[-1.2, 3.4]`, and how many elements are not finite."""
+    a = np.asarray(a)
+    if not a.size:
+        return "[]"
+    if a.dtype.kind not in "fV" and a.dtype.name != "bfloat16":
+        return f"[{a.min()}, {a.max()}]"
+    a = a.astype(np.float64)
+    fine = a[np.isfinite(a)]
+    text = f"[{fine.min():.4g}, {fine.max():.4g}]" if fine.size else "[]"
+    parts = [
+        f"{int(n)} {what}"
+        for n, what in ((np.isnan(a).sum(), "nan"), (np.isposinf(a).sum(), "inf"), (np.isneginf(a).sum(), "-inf"))
+        if n
+    ]
+    return text + (f" and {', '.join(parts)}" if parts else "")

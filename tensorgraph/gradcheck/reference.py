@@ -1,0 +1,155 @@
+"""Derivatives of array functions to compare with: complex step, Richardson extrapolation, the order of a remainder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..complex_numpy import guarded, is_complex
+
+STEP = 1e-30  # of the complex step: its square vanishes beside 1, itself stays far from underflow
+EXACT = 1e-12  # residuals up to this are rounding, in float64
+LONG = np.longdouble if np.finfo(np.longdouble).eps < 1e-18 else np.float64  # where there is none, float64 decides
+
+Function = Callable[[list[Any]], list[Any]]
+
+
+class Slope(NamedTuple):
+    """J u for one direction u: one array per output, with an estimate of its relative error."""
+
+    value: list[Any]
+    error: float
+    method: str
+
+
+class NotComplex(Exception):
+    """A function that a complex step does not pass through."""
+
+
+def complex_step(fn: Function, args: Sequence[Any], tangents: Sequence[Any]) -> Slope:
+    """Im fn(x + ihu) / h. Raises NotComplex if fn refuses complex arrays or drops the imaginary part of all outputs."""
+    moved = [a if u is None else a + (1j * STEP) * u for a, u in zip(args, tangents, strict=True)]
+    try:
+        with guarded():
+            ys = fn(moved)
+    except Exception as why:
+        raise NotComplex(f"{type(why).__name__}: {why}") from why
+    if not any(is_complex(y) for y in ys):
+        raise NotComplex("the result is real")
+    with np.errstate(all="ignore"):
+        return Slope(
+            [np.asarray(y.imag / STEP) if is_complex(y) else np.zeros_like(y) for y in ys], 0.0, "complex step"
+        )
+
+
+def richardson(fn: Function, args: Sequence[Any], tangents: Sequence[Any], reach: float = 0.02, rows: int = 8) -> Slope:
+    """Central differences at halving steps, extrapolated to step 0 in long double (Ridders 1982).
+
+    The error is estimated by the distance of neighbours in the table, so it needs no step size.
+    """
+    kinds: list[Any] = [LONG, np.float64] if LONG is not np.float64 else [np.float64]
+    for kind in kinds:
+        try:
+            return _ridders(
+                fn,
+                [a if u is None else a.astype(kind) for a, u in zip(args, tangents, strict=True)],
+                tangents,
+                reach,
+                rows,
+            )
+        except (TypeError, ValueError):
+            if kind is np.float64:
+                raise
+    raise AssertionError
+
+
+def _ridders(fn: Function, args: list[Any], tangents: Sequence[Any], reach: float, rows: int) -> Slope:
+    def difference(h: float) -> list[Any]:
+        with guarded():
+            up = fn([a if u is None else a + u * h for a, u in zip(args, tangents, strict=True)])
+            down = fn([a if u is None else a - u * h for a, u in zip(args, tangents, strict=True)])
+            return [np.asarray((p - m) / (2 * h)) for p, m in zip(up, down, strict=True)]
+
+    above: list[list[Any]] = []
+    best, error = None, np.inf
+    for k in range(rows):
+        row = [difference(reach * 0.5**k)]
+        for j in range(k):
+            with np.errstate(all="ignore"):
+                row.append([r + (r - a) / (4.0 ** (j + 1) - 1) for r, a in zip(row[j], above[j], strict=True)])
+            e = max(distance(row[j + 1], row[j]), distance(row[j + 1], above[j]))
+            if e < error:
+                best, error = row[j + 1], e
+        above = row
+    if best is None:
+        best = above[-1]
+    return Slope([np.asarray(b, np.float64) for b in best], float(error), "Richardson")
+
+
+def distance(a: Sequence[Any], b: Sequence[Any]) -> float:
+    """max |a - b| relative to the largest of b, over all arrays; NaN never equals NaN."""
+    worst = 0.0
+    for x, y in zip(a, b, strict=True):
+        if not np.size(x):
+            continue
+        gap, size = float(np.max(np.abs(x - y))), float(np.max(np.abs(y)))
+        if not np.isfinite(gap):
+            return np.inf
+        worst = max(worst, gap / max(size, 1e-300) if gap else 0.0)
+    return worst
+
+
+def jvp(fn: Function, args: Sequence[Any], tangents: Sequence[Any]) -> Slope:
+    """J u by the sharpest way that works: complex step, else Richardson."""
+    try:
+        return complex_step(fn, args, tangents)
+    except NotComplex:
+        return richardson(fn, args, tangents)
+
+
+def adjoint_residual(cotangent: Any, u: Any, cotangents: Sequence[Any], slope: Sequence[Any]) -> float:
+    """|<vjp(v), u> - <v, J u>| over the norm of the elementwise products: it does not grow with the array.
+
+    Infinite if either side is not finite.
+    """
+    left = np.asarray(cotangent) * u
+    rights = [np.asarray(v) * w for v, w in zip(cotangents, slope, strict=True)]
+    with np.errstate(all="ignore"):
+        gap = abs(np.sum(left) - sum(np.sum(r) for r in rights))
+        scale = max(norm(left), sum(norm(r) ** 2 for r in rights) ** 0.5)
+    if not np.isfinite(gap) or not np.isfinite(scale):
+        return np.inf
+    return float(gap / scale) if gap else 0.0
+
+
+def norm(x: Any) -> float:
+    """The Euclidean norm of all elements, without underflow."""
+    x = np.asarray(x)
+    top = np.max(np.abs(x), initial=0)
+    return float(top * np.sqrt(np.sum(np.square(x / top)))) if top and np.isfinite(top) else float(top)
+
+
+def signed(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    """A random direction: signs of ±1, magnitudes in [3/4, 5/4).
+
+    Plain ±1 can cancel: where an error is the same in n elements, half of the signs may be minus.
+    """
+    return rng.choice((-1.0, 1.0), shape) * rng.uniform(0.75, 1.25, shape)
+
+
+def remainder_order(fn: Callable[[float], float], slope: float, reach: float = 0.1, rows: int = 6) -> float | None:
+    """The order p with which fn(h) - fn(0) - h·slope vanishes: 2 for a right slope, 1 for a wrong one (Taylor).
+
+    None if the remainders are rounding from the start.
+    """
+    start = fn(0.0)
+    hs = [reach * 0.5**k for k in range(rows)]
+    rest = [abs(fn(h) - start - h * slope) for h in hs]
+    floor = 100 * np.finfo(np.float64).eps * max(abs(start), abs(slope) * reach, 1e-300)
+    kept = [(h, r) for h, r in zip(hs, rest, strict=True) if r > floor]
+    if len(kept) < 3:
+        return None
+    h, r = np.log([k[0] for k in kept[-3:]]), np.log([k[1] for k in kept[-3:]])
+    return float(np.polyfit(h, r, 1)[0])
