@@ -22,6 +22,7 @@ from ..passes.program import Kernel, Program, Value
 
 _serial = itertools.count()
 WIDTH = 76
+CHUNK = 2000  # lines per function
 
 
 class Lowered:
@@ -164,10 +165,21 @@ class Lowered:
     def _text(self, name: str) -> str:
         safe = "".join(c for c in name if c.isprintable())
         sizes = ", ".join(f"s[{i}] = {dims.show(d)}" for i, d in enumerate(self.sizes))
-        lines = [f"# {safe}: {len(self.program.kernels)} kernels, {len(self.program.buffers)} buffers", "def views(s, a, v):"]
-        lines += [f"    # {sizes}", "    v.s = s"] + [f"    {x}" for x in self.views_lines]
-        lines += ["", "def step(P, v):"] + [f"    {x}" for x in self.step_lines]
+        lines = [f"# {safe}: {len(self.program.kernels)} kernels, {len(self.program.buffers)} buffers; {sizes}"]
+        lines += _function("views", "s, a, v", ["v.s = s", *self.views_lines])
+        lines += _function("step", "P, v", self.step_lines)
         return "\n".join(lines) + "\n"
+
+
+def _function(name: str, args: str, body: list[str]) -> list[str]:
+    """A function as lines; a long one in parts, since Python compiles those in linear time."""
+    lines: list[str] = []
+    parts = range(0, len(body) - CHUNK, CHUNK) if len(body) > 2 * CHUNK else range(0)
+    for at in parts:
+        lines += [f"def {name}{at // CHUNK}({args}):", *[f"    {x}" for x in body[at : at + CHUNK]], ""]
+    rest = body[len(parts) * CHUNK :]
+    calls = [f"    {name}{at // CHUNK}({args})" for at in parts]
+    return [*lines, f"def {name}({args}):", *calls, *[f"    {x}" for x in rest], ""]
 
 
 class Bound:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -37,17 +38,13 @@ def plan(program: Program, binding: Mapping[str, int]) -> Plan:
         dies.setdefault(b.last, []).append(b.index)
     gaps: list[tuple[int, int]] = []  # (offset, size), by offset
     top = now = peak = peak_at = 0
-    alive: set[int] = set()
-    live: list[int] = []
     for n in range(len(program.kernels) + 1):
         for i in born.get(n, ()):
             fit = min(((size, at) for at, size in gaps if size >= sizes[i]), default=None)
             if fit is not None:
                 size, at = fit
-                gaps.remove((at, size))
-                if size > sizes[i]:
-                    gaps.append((at + sizes[i], size - sizes[i]))
-                    gaps.sort()
+                j = bisect.bisect_left(gaps, (at, size))
+                gaps[j : j + 1] = [(at + sizes[i], size - sizes[i])] if size > sizes[i] else []
             elif gaps and gaps[-1][0] + gaps[-1][1] == top:  # stretch the last gap
                 at, size = gaps.pop()
                 top = at + sizes[i]
@@ -55,23 +52,23 @@ def plan(program: Program, binding: Mapping[str, int]) -> Plan:
                 at, top = top, top + sizes[i]
             offsets[i] = at
             now += sizes[i]
-            alive.add(i)
         if now > peak:
-            peak, peak_at, live = now, n, list(alive)
+            peak, peak_at = now, n
         for i in dies.get(n, ()):
             now -= sizes[i]
-            alive.discard(i)
-            gaps = _freed(gaps, offsets[i], sizes[i])
-    named = sorted(((sizes[i], program.buffers[i].node) for i in live), key=lambda x: -x[0])
+            _free(gaps, offsets[i], sizes[i])
+    live = [b for b in program.buffers if b.first <= peak_at <= b.last]
+    named = sorted(((sizes[b.index], b.node) for b in live), key=lambda x: -x[0])
     return Plan(offsets, top, peak, peak_at, named)
 
 
-def _freed(gaps: list[tuple[int, int]], at: int, size: int) -> list[tuple[int, int]]:
-    """The gaps with one more, joined to its neighbours."""
-    out: list[tuple[int, int]] = []
-    for a, s in sorted([*gaps, (at, size)]):
-        if out and out[-1][0] + out[-1][1] == a:
-            out[-1] = (out[-1][0], out[-1][1] + s)
-        else:
-            out.append((a, s))
-    return out
+def _free(gaps: list[tuple[int, int]], at: int, size: int) -> None:
+    """Add a gap, joined to its neighbours."""
+    i = bisect.bisect(gaps, (at, size))
+    if i < len(gaps) and gaps[i][0] == at + size:
+        size += gaps.pop(i)[1]
+    if i and gaps[i - 1][0] + gaps[i - 1][1] == at:
+        at, size = gaps[i - 1][0], gaps[i - 1][1] + size
+        gaps[i - 1] = (at, size)
+    else:
+        gaps.insert(i, (at, size))
