@@ -124,6 +124,7 @@ class Op:
     requires    (*inputs, **attrs) -> obligations on sizes
     ranges      (*inputs, **attrs) -> obligations on data
     ufunc       name of the NumPy ufunc that computes it
+    style       the family it belongs to, by which pictures and costs treat it; title: what pictures call it
     view        the result is the input's storage seen otherwise
     inplace     inputs whose storage the result may take over (elementwise ops: all)
     recompute   its rule computes parts of the body again: in a differentiated graph the body is inlined, to share them
@@ -148,6 +149,7 @@ class Op:
         self.outputs: tuple[str, ...] = tuple(fields.pop("outputs", ()))
         self.flops: Rule | None = fields.pop("flops", None)
         self.style: str = fields.pop("style", "op")
+        self.title: str = fields.pop("title", "") or self.name.replace("_", " ")
         self.samples = [s for s in fields.get("samples", ()) if isinstance(s, Sample)]
         self.bad_samples = [s for s in fields.pop("samples", ()) if isinstance(s, BadSample)]
         self.prepare: Rule | None = fields.pop("prepare", None)

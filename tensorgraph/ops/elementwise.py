@@ -103,12 +103,13 @@ def binary(name: str, doc: str, **fields: Any) -> Op:
     return op(fn, builtin=True, primitive=True, shape=broadcast(name), flops=_size, style="elementwise", **fields)
 
 
-add = binary("add", "x + y.", ufunc="add", method="__add__ __radd__", formula=lambda sp, x, y: x + y)
-sub = binary("sub", "x - y.", ufunc="subtract", method="__sub__ __rsub__", formula=lambda sp, x, y: x - y)
-mul = binary("mul", "x * y.", ufunc="multiply", method="__mul__ __rmul__", formula=lambda sp, x, y: x * y)
+add = binary("add", "x + y.", title="+", ufunc="add", method="__add__ __radd__", formula=lambda sp, x, y: x + y)
+sub = binary("sub", "x - y.", title="−", ufunc="subtract", method="__sub__ __rsub__", formula=lambda sp, x, y: x - y)
+mul = binary("mul", "x * y.", title="×", ufunc="multiply", method="__mul__ __rmul__", formula=lambda sp, x, y: x * y)
 div = binary(
     "div",
     "x / y.",
+    title="÷",
     dtype=floating("div"),
     ufunc="divide",
     method="__truediv__ __rtruediv__",

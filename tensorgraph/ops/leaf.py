@@ -79,7 +79,7 @@ _hooks["dimension"] = dimension
 
 
 @free(shape=lambda *, size, **_: (size,), dtype=_any_dtype, samples=[S(size=5, dtype="int32"), S(size=1, dtype="float32")],
-      prepare=lambda _, a: {"size": dims.canon(a["size"]), "dtype": dtypes.dtype(a["dtype"])}, style="constant")
+      prepare=lambda _, a: {"size": dims.canon(a["size"]), "dtype": dtypes.dtype(a["dtype"])}, style="constant", title="0, 1, 2 …")
 def arange(*, size: Dim, dtype: Any = "int32") -> Tensor:
     """0, 1, ... size - 1."""
 

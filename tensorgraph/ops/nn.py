@@ -71,7 +71,7 @@ C0, C1 = 0.7978845608028654, 0.044715  # sqrt(2/pi), and the cubic term of Hendr
 activation = partial(builtin, shape=same(), recompute=True, inplace=(0,), style="activation", samples=[S("B T"), S("")])
 
 
-@activation(dtype=floating("relu"), flops=_cost(1), kinks=(0.0,), method="relu")
+@activation(dtype=floating("relu"), title="ReLU", flops=_cost(1), kinks=(0.0,), method="relu")
 def relu(x: Tensor) -> Tensor:
     """max(x, 0); the gradient at 0 is 0."""
     return where(greater(x, 0.0), x, const(0.0, x.dtype))
@@ -82,7 +82,7 @@ def _(xp: Any, x: Any, out: Any = None) -> Any:
     return xp.maximum(x, x.dtype.type(0), out=out)
 
 
-@activation(dtype=floating("gelu"), flops=_cost(9))
+@activation(dtype=floating("gelu"), title="GELU", flops=_cost(9))
 def gelu(x: Tensor) -> Tensor:
     """x times the normal distribution function of x (exact, by erf)."""
     return x * 0.5 * (erf(x * 0.7071067811865476) + 1.0)
@@ -94,7 +94,7 @@ def _(g: Tensor, y: Tensor, x: Tensor) -> Any:
     return (g * (0.5 * (erf(x * 0.7071067811865476) + 1.0) + x * normal),)
 
 
-@activation(dtype=floating("gelu_tanh"), flops=_cost(12))
+@activation(dtype=floating("gelu_tanh"), title="GELU", flops=_cost(12))
 def gelu_tanh(x: Tensor) -> Tensor:
     """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): GPT-2's approximation of gelu."""
     return x * 0.5 * (tanh((x + x * x * x * C1) * C0) + 1.0)
@@ -106,7 +106,7 @@ def _(g: Tensor, y: Tensor, x: Tensor) -> Any:
     return (g * (0.5 * (t + 1.0) + x * 0.5 * (1.0 - t.square()) * ((x * x * (3.0 * C1) + 1.0) * C0)),)
 
 
-@activation(dtype=floating("silu"), flops=_cost(5), method="silu")
+@activation(dtype=floating("silu"), title="SiLU", flops=_cost(5), method="silu")
 def silu(x: Tensor) -> Tensor:
     """x sigmoid(x), also called swish."""
     return x * sigmoid(x)
@@ -118,7 +118,7 @@ def _(g: Tensor, y: Tensor, x: Tensor) -> Any:
     return (g * (s + y * (1.0 - s)),)
 
 
-@activation(dtype=floating("quick_gelu"), flops=_cost(6))
+@activation(dtype=floating("quick_gelu"), title="quick GELU", flops=_cost(6))
 def quick_gelu(x: Tensor) -> Tensor:
     """x sigmoid(1.702 x): the activation of CLIP."""
     return x * sigmoid(x * 1.702)
@@ -148,7 +148,7 @@ def _norm_shape(name: str) -> Any:
     return rule
 
 
-@builtin(shape=_norm_shape("layer_norm"), dtype=floating("layer_norm"), flops=_cost(8), style="norm",
+@builtin(shape=_norm_shape("layer_norm"), dtype=floating("layer_norm"), flops=_cost(8), style="norm", title="LayerNorm",
          samples=[S("B T d", "d", "d"), S("B d", "d", None), S("T d", None, None), Bad("B d", "f", "f", match="last axis")])
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-5) -> Tensor:
     """(x - mean) / sqrt(variance + eps) over the last axis, times weight, plus bias (Ba et al. 2016)."""
@@ -168,7 +168,7 @@ def _(g: Tensor, y: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | Non
     return dx, lambda: g * h, lambda: g
 
 
-@builtin(shape=_norm_shape("rms_norm"), dtype=floating("rms_norm"), flops=_cost(5), style="norm",
+@builtin(shape=_norm_shape("rms_norm"), dtype=floating("rms_norm"), flops=_cost(5), style="norm", title="RMSNorm",
          samples=[S("B T d", "d"), S("T d", None), S("B d", "d", eps=1e-3, offset=1.0), Bad("B d", "f", match="last axis")])
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float = 1e-6, offset: float = 0.0) -> Tensor:
     """x / sqrt(mean(x^2) + eps) over the last axis, times (offset + weight) (Zhang and Sennrich 2019; Gemma's offset is 1)."""
@@ -196,7 +196,7 @@ def _rope_shape(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Shape
     return x.shape
 
 
-@builtin(shape=_rope_shape, dtype=floating("rope"), flops=_cost(3), style="rope",
+@builtin(shape=_rope_shape, dtype=floating("rope"), flops=_cost(3), style="rope", title="RoPE",
          samples=[S("B H T 4", "T 2", "T 2"), S("B H T 4", "B 1 T 2", "B 1 T 2", interleaved=True), Bad("B T 6", "T 2", "T 2", match="half the size")])
 def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
     """Rotate pairs of the last axis by angles given as cos and sin [.., T, k/2] (Su et al. 2021).
@@ -283,7 +283,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, offset: Tens
     grouped = not dims.same(H, G)
     if grouped:  # [B, G, R, T, k] against [B, G, 1, S, k]
         q, k, v = reshape(q, (B, G, R, T, K)), unsqueeze(k, 2), unsqueeze(v, 2)
-    scores = matmul(q, swapaxes(k, -1, -2))
+    scores = matmul(q, swapaxes(k, -1, -2)).named("scores")
     scores = scores * (scale if scale is not None else _root(K, scores))
     if softcap is not None:
         scores = tanh(scores / softcap) * softcap
@@ -301,7 +301,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, offset: Tens
                 bias = reshape(bias, (bias.shape[0], 1, 1, *bias.shape[2:]) if one else (bias.shape[0], G, R, *bias.shape[2:]))
             scores = scores + bias
     probs = softmax(scores).named("probs")
-    y = matmul(probs, v)
+    y = matmul(probs, v).named("weighted_sum")
     return cast("Tensor", reshape(y, (B, H, T, y.shape[-1]))) if grouped else y
 
 
@@ -322,7 +322,7 @@ def _xent_shape(logits: Tensor, labels: Tensor, ignore: int | None, reduction: s
     return labels.shape if reduction == "none" else ()
 
 
-@builtin(shape=_xent_shape, dtype=lambda logits, *_, **__: floating("cross_entropy")(logits), style="loss",
+@builtin(shape=_xent_shape, dtype=lambda logits, *_, **__: floating("cross_entropy")(logits), style="loss", title="cross-entropy",
          flops=lambda y, logits, *_, **__: dims.mul(6, logits.size), ranges=lambda logits, labels, ignore, reduction: [DataRange(1, 0, logits.shape[-1], ignore)],
          samples=[S("B V", ids("B", "V")), S("B T V", ids("B T", "V"), reduction="none"), S("B V", ids("B", "V"), reduction="sum", ignore=1),
                   Bad("B V", ids("T", "V"), match="without the last axis"), Bad("B V", "B", match="must be integer")])
