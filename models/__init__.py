@@ -1,1 +1,28 @@
-"""Model architectures, presets, loading of published checkpoints and text generation."""
+"""Model architectures, presets, loading of published checkpoints and text generation.
+
+`build("llama-3-8b")` makes a model of symbols from a preset or a config; `from_pretrained(path)` opens a checkpoint.
+"""
+
+from __future__ import annotations
+
+from . import architecture, gpt2, llama, mini, presets
+from .architecture import Architecture
+from .decoder import Decoder
+from .pretrained import Net, from_pretrained
+from .tokenizer import Tokenizer
+
+ARCHITECTURES: dict[str, Architecture] = {**gpt2.ARCHITECTURES, **llama.ARCHITECTURES, **mini.ARCHITECTURES}
+build = architecture.builder(ARCHITECTURES)
+
+__all__ = [
+    "ARCHITECTURES",
+    "Decoder",
+    "Net",
+    "Tokenizer",
+    "build",
+    "from_pretrained",
+    "gpt2",
+    "llama",
+    "mini",
+    "presets",
+]

@@ -1,0 +1,78 @@
+"""What an architecture is: its config's defaults, its plan, its name map; and building a model from one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tensorgraph.errors import ModelError
+
+from . import presets
+from .decoder import Decoder, Planner, Sizes
+
+Names = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One transformers class: how its config reads, and how its tensors are called in files.
+
+    `names` maps attribute paths to published names; `prefix` may be absent in a file; `buffers` are names to ignore.
+    """
+
+    model_type: str
+    defaults: Mapping[str, Any]
+    plan: Planner
+    names: Names
+    prefix: str = ""
+    buffers: tuple[str, ...] = ()
+    synonyms: Mapping[str, str] = field(default_factory=dict)
+
+    def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The config with synonyms resolved and defaults filled in."""
+        own = {self.synonyms.get(key, key): value for key, value in config.items()}
+        return {**self.defaults, **own}
+
+    def build(self, config: Mapping[str, Any], *, symbolic: bool = True, layers: Any = None) -> Decoder:
+        """The model of a config. Raises ModelError[TG912] for an unknown setting, [TG913] for a malformed one."""
+        settings = self.settings(config)
+        sizes = Sizes(settings, symbolic, layers)
+        model = Decoder(self.plan(settings, sizes))
+        model.names, model.config, model.binding, model.aliases = self.names, settings, sizes.binding, sizes.aliases
+        return model
+
+
+def find(config: Mapping[str, Any], table: Mapping[str, Architecture]) -> tuple[str, Architecture]:
+    """The architecture of a config, by its "architectures" or its "model_type". Raises ModelError[TG911]."""
+    named = config.get("architectures") or []
+    for name in [named] if isinstance(named, str) else named:
+        if name in table:
+            return name, table[name]
+    wanted = named[0] if isinstance(named, list) and named else named or config.get("model_type")
+    if not named:
+        for name, architecture in table.items():
+            if architecture.model_type == config.get("model_type"):
+                return name, architecture
+    if not wanted:
+        raise ModelError("TG911", 'the config names no architecture: it has neither "architectures" nor "model_type"')
+    near = difflib.get_close_matches(str(wanted), table, 3, 0.6)
+    hint = f"nearest are {', '.join(near)}" if near else f"supported are {', '.join(table)}"
+    raise ModelError("TG911", f"unknown architecture {wanted!r}", hint=hint)
+
+
+def builder(table: Mapping[str, Architecture]) -> Callable[..., Decoder]:
+    """The `build` of the architectures of a file."""
+
+    def build(source: str | Mapping[str, Any], *, symbolic: bool = True, layers: Any = None, **changes: Any) -> Decoder:
+        """A model from a preset's name or a config, without values: one symbol per size, bound in `model.binding`.
+
+        `symbolic=False`: ints. `layers`: another number of them, or a symbol (`tg.dim("n")`) for one block that is
+        repeated. `changes` replace fields of the config.
+        Raises ModelError: TG910 unknown preset, TG911 unknown architecture, TG912 and TG913 settings.
+        """
+        config = {**(presets.config(source) if isinstance(source, str) else source), **changes}
+        return find(config, table)[1].build(config, symbolic=symbolic, layers=layers)
+
+    return build

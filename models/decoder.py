@@ -1,0 +1,272 @@
+"""The decoder: embedding, blocks of attention and feed-forward, head. One family differs from another by its Plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tensorgraph.dims import Dim, canon, dim, dims, mul, symbol_name
+from tensorgraph.dtypes import dtype as to_dtype
+from tensorgraph.errors import ModelError
+from tensorgraph.nn import Embedding, Linear, Module, ModuleList
+from tensorgraph.ops.elementwise import not_equal, sqrt, tanh, upcast
+from tensorgraph.ops.leaf import arange, dimension, full, input
+from tensorgraph.ops.movement import concat, reshape
+from tensorgraph.ops.nn import cross_entropy
+from tensorgraph.tensor import Tensor
+
+from .parts import Attention, Cache, Context, FeedForward, norm_of, rotation, sinusoidal
+
+FULL = "full_attention"
+SLIDING = "sliding_attention"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that the assembly of a decoder reads. Sizes are ints or symbols; the rest are numbers and flags.
+
+    V vocabulary, d model, f feed-forward, H heads, G key/value heads, k head size, n layers, P rows of positions.
+    """
+
+    V: Dim
+    d: Dim
+    f: Dim
+    H: Dim
+    G: Dim
+    k: Dim
+    n: Dim
+    P: Dim | None = None
+    positions: str = "rope"  # learned, sinusoidal, rope
+    longest: int | None = None  # positions that the model has, if they are bounded
+    ropes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # parameters of the rotation by layer type
+    layer_types: tuple[str, ...] = ()  # one per layer; none: all full
+    window: int | None = None  # of the sliding layers
+    norm: str | None = "rms"
+    norm_eps: float = 1e-6
+    block_norms: bool = True
+    final_norm: bool = True
+    post_norms: bool = False  # norms on what attention and feed-forward return, too
+    qk_norm: bool = False
+    activation: str = "silu"
+    gated: bool = True
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    head_bias: bool = False
+    fused: bool = False  # q, k, v in one weight; gate and up too
+    transposed: bool = False  # weights [in, out]
+    scale: float | None = None  # of the scores; None: 1/sqrt(k)
+    scale_by_layer: bool = False  # layer i divides it by i + 1
+    softcap: float | None = None
+    logit_softcap: float | None = None
+    scaled_embedding: bool = False  # times sqrt(d)
+    frozen_embedding: bool = False
+    tied: bool = False
+    padding: int | None = None  # the embedding's row that gets no gradient
+
+    def layer_type(self, i: int) -> str:
+        return self.layer_types[i] if self.layer_types else FULL
+
+
+class Block(Module):
+    """x + attention(norm(x)), then x + feed-forward(norm(x)); for x [B, T, d]."""
+
+    def __init__(self, p: Plan, i: int) -> None:
+        super().__init__()
+        make = norm_of(p.norm, p.norm_eps) if p.norm else None
+        norm = make if p.block_norms else None
+        kind = p.layer_type(i)
+        scale = p.scale / (i + 1) if p.scale is not None and p.scale_by_layer else p.scale
+        self.attn_norm = norm(p.d) if norm else None
+        self.attn = Attention(
+            p.d,
+            p.H,
+            p.k,
+            p.G,
+            bias=p.qkv_bias,
+            out_bias=p.out_bias,
+            fused=p.fused,
+            transposed=p.transposed,
+            norm=make if p.qk_norm else None,
+            rope=(kind if kind in p.ropes else FULL) if p.positions == "rope" else None,
+            window=p.window if kind == SLIDING else None,
+            softcap=p.softcap,
+            scale=scale,
+        )
+        self.attn_post_norm = norm(p.d) if norm and p.post_norms else None
+        self.mlp_norm = norm(p.d) if norm else None
+        self.mlp = FeedForward(
+            p.d, p.f, p.activation, gated=p.gated, bias=p.mlp_bias, fused=p.fused, transposed=p.transposed
+        )
+        self.mlp_post_norm = norm(p.d) if norm and p.post_norms else None
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        a = self.attn(x if self.attn_norm is None else self.attn_norm(x), context)
+        x = x + (a if self.attn_post_norm is None else self.attn_post_norm(a))
+        h = self.mlp(x if self.mlp_norm is None else self.mlp_norm(x))
+        return x + (h if self.mlp_post_norm is None else self.mlp_post_norm(h))
+
+
+class PositionTable(Embedding):
+    """A learned row per position: the first T, or those asked for."""
+
+    def forward(self, places: Tensor | None, T: Dim) -> Tensor:  # type: ignore[override]
+        return self.weight[:T] if places is None else super().forward(places)
+
+
+class Decoder(Module):
+    """A causal language model: tokens [B, T] -> logits [B, T, V].
+
+    `binding` holds the published value of each symbol, `aliases` what products are called in print (d = H·k),
+    `config` the settings it was made from. Made by `build`.
+    """
+
+    config: Mapping[str, Any]
+    binding: Mapping[str, int]
+    aliases: Mapping[str, Dim]
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        p = self.plan = plan
+        self.embed = Embedding(p.V, p.d, padding=p.padding)
+        self.embed.weight.trained = not p.frozen_embedding
+        if p.positions == "learned":
+            self.positions = PositionTable(p.P, p.d)
+        self.layers = ModuleList(p.n, lambda i: Block(p, i))
+        self.norm = norm_of(p.norm, p.norm_eps)(p.d) if p.norm and p.final_norm else None
+        self.head = Linear(p.d, p.V, p.head_bias, component="head")
+        if p.tied:
+            self.head.weight = self.embed.weight
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Logits [B, T, V]; with a cache, those of the last position alone [B, 1, V].
+
+        `attention_mask` [B, T] is 0 at padding ([B, C] with a cache); `position_ids` [B, T] default to 0 .. T - 1.
+        """
+        p, T = self.plan, input_ids.shape[1]
+        places = position_ids
+        if places is None and (cache is not None or p.positions != "learned"):
+            places = arange(size=T) if cache is None else arange(size=T) + cache.position
+        x = self.embed(input_ids)
+        if p.scaled_embedding:
+            x = x * (float(p.d) ** 0.5 if type(p.d) is int else sqrt(dimension(p.d, x.dtype)))
+        if p.positions == "learned":
+            x = x + self.positions(places, T)
+        elif p.positions == "sinusoidal":
+            x = x + sinusoidal(places, p.d, x.dtype)
+        context = Context(mask=_visible(attention_mask), cache=cache)
+        for kind in _rotations(p):
+            context.rope[kind] = rotation(p.ropes[kind], p.k, places, x.dtype)
+        x = self.layers(x, context)
+        if cache is not None:
+            x = x[:, -1:]
+        logits = self.head(x if self.norm is None else self.norm(x))
+        if p.logit_softcap is not None:
+            logits = tanh(logits / p.logit_softcap) * p.logit_softcap
+        return logits.named("logits")
+
+    def inputs(self, names: Any) -> dict[str, Tensor]:
+        """Inputs of the graph by transformers' names: int32 [B, T].
+
+        Raises ModelError[TG914] for a name that the model does not take.
+        """
+        return {name: input(name, dims("B T"), "int32") for name in names}
+
+    def outputs(self, labels: Tensor | None = None, **inputs: Any) -> dict[str, Tensor]:
+        """`logits`, and with `labels` [B, T] the `loss`, from tensors under transformers' names."""
+        self.assign_names()
+        logits = self(**inputs)
+        return {"logits": logits} if labels is None else {"loss": next_token_loss(logits, labels), "logits": logits}
+
+    def astype(self, dtype: Any) -> Decoder:
+        """Give every parameter this dtype; before the first graph is made. Returns self."""
+        for p in self.parameters():
+            p.dtype = to_dtype(dtype)
+        return self
+
+
+def _rotations(p: Plan) -> list[str]:
+    if p.positions != "rope":
+        return []
+    kinds = set(p.layer_types or (FULL,))
+    return [kind for kind in p.ropes if kind in kinds or (kind == FULL and not kinds <= p.ropes.keys())]
+
+
+def _visible(attention_mask: Tensor | None) -> Tensor | None:
+    if attention_mask is None:
+        return None
+    B, S = attention_mask.shape
+    return reshape(not_equal(attention_mask, 0), (B, 1, 1, S))
+
+
+def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of logits [B, T, V] at t against labels [B, T] at t + 1, over labels that are not -100."""
+    last = full((labels.shape[0], 1), -100, labels.dtype)
+    targets = concat([labels[:, 1:], last], axis=1)
+    return cross_entropy(upcast(logits), targets, ignore=-100).named("loss")
+
+
+# --------------------------------------------------------------------------------------------- from settings
+
+
+class Sizes:
+    """Makes the sizes of a model: symbols bound to the configured values, or just the values."""
+
+    def __init__(self, config: Mapping[str, Any], symbolic: bool, layers: Dim | None) -> None:
+        self.config, self.symbolic, self.given_layers = config, symbolic, layers
+        self.binding: dict[str, int] = {}
+        self.aliases: dict[str, Dim] = {}
+
+    def __call__(self, name: str, field: str, *, literal: bool = False) -> Dim:
+        """The size called `name`, from a field of the config. Raises ModelError[TG913] unless it is a positive int."""
+        value = whole(self.config, field)
+        if not self.symbolic or literal:
+            return value
+        self.binding[name] = value
+        return dim(name)
+
+    def layers(self, field: str) -> Dim:
+        """The number of layers: that of the config, or the one asked for instead, which may be a symbol."""
+        count = whole(self.config, field)
+        given = count if self.given_layers is None else canon(self.given_layers)
+        name = symbol_name(given)
+        if name is not None:
+            self.binding[name] = count
+        return given
+
+    def heads(self, d: str, H: str, k: str | None, *, literal: bool = False) -> tuple[Dim, Dim, Dim]:
+        """(d, H, k) from the fields' names. Where no field gives k, d = H·k; one head alone is not a symbol.
+
+        Raises ModelError[TG913] if H does not divide d.
+        """
+        if k is not None and self.config.get(k) is not None:
+            return self("d", d), self("H", H), self("k", k, literal=literal)
+        width, heads = whole(self.config, d), whole(self.config, H)
+        if width % heads:
+            raise ModelError("TG913", f"{d} = {width} is not divisible by {H} = {heads}")
+        if not self.symbolic or literal:
+            return width, heads, width // heads
+        if heads == 1:
+            return self("d", d), 1, dim("d")
+        self.binding |= {"H": heads, "k": width // heads}
+        H_, k_ = dim("H"), dim("k")
+        self.aliases["d"] = mul(H_, k_)
+        return self.aliases["d"], H_, k_
+
+
+def whole(config: Mapping[str, Any], field: str) -> int:
+    """A positive int of the config. Raises ModelError[TG913]."""
+    value = config.get(field)
+    if type(value) is not int or value < 1:
+        raise ModelError("TG913", f"{field} must be a positive whole number, not {value!r}")
+    return value
+
+
+Planner = Callable[[Mapping[str, Any], Sizes], Plan]

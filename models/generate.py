@@ -1,0 +1,226 @@
+"""Text generation: cached decoding, one token at a time, greedy or sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tensorgraph.compile import compile
+from tensorgraph.dims import dim, evaluate
+from tensorgraph.errors import DataError, ModelError
+from tensorgraph.ops.leaf import input
+
+from .parts import Cache
+
+if TYPE_CHECKING:
+    from .pretrained import Net
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Session:
+    """Decoding of one batch: holds keys and values of the positions fed so far, `capacity` of them at most.
+
+    `feed` takes any number of positions at once; where they exceed the capacity it doubles, the only time that
+    buffers are planned anew. `masked`: some positions are padding.
+    """
+
+    def __init__(self, net: Net, batch: int, *, masked: bool = False, capacity: int = 64) -> None:
+        self.net, self.batch, self.masked = net, batch, masked
+        self.position = 0
+        self.capacity = capacity
+        self._step, held = net.compiled(("decode", masked), lambda: _decoder(net, masked))
+        self._cache = {label: np.zeros(self._shape(t), t.dtype.np) for label, t in held.items()}
+        self._mask = np.zeros((batch, capacity), np.int32)
+
+    def feed(self, ids: Array, mask: Array | None = None, positions: Array | None = None) -> Array:
+        """Logits [B, V] after ids [B, T] that follow those fed before.
+
+        `mask` [B, T] is 0 at padding; `positions` [B, T] default to the number of positions fed before, and so on.
+        Raises DataError[TG504] for an id out of range, [TG510] beyond the positions that the model has.
+        """
+        T = ids.shape[1]
+        if positions is None:
+            positions = np.broadcast_to(np.arange(self.position, self.position + T), ids.shape)
+        check_length(self.net, int(positions.max(initial=0)) + 1)
+        self._reserve(self.position + T)
+        arrays = {"input_ids": ids, "position_ids": positions}
+        if self.masked:
+            self._mask[:, self.position : self.position + T] = 1 if mask is None else mask
+            arrays["attention_mask"] = self._mask
+        position = np.array(self.position, np.int32)
+        logits = self._step({**self.net.values(), **self._cache}, **arrays, position=position)["logits"]
+        self.position += T
+        return logits[:, -1]
+
+    def _shape(self, held: Any) -> tuple[int, ...]:
+        sizes = {**self.net.model.binding, "B": self.batch, "C": self.capacity}
+        return tuple(evaluate(d, sizes) for d in held.shape)
+
+    def _reserve(self, length: int) -> None:
+        """Room for `length` positions."""
+        old = self.capacity
+        while self.capacity < length:
+            self.capacity *= 2
+        if self.capacity == old:
+            return
+        wider = ((0, 0), (0, self.capacity - old))
+        self._mask = np.pad(self._mask, wider)
+        self._cache = {n: np.pad(a, ((0, 0), *wider, *((0, 0),) * (a.ndim - 3))) for n, a in self._cache.items()}
+
+
+def _decoder(net: Net, masked: bool) -> tuple[Any, dict[str, Any]]:
+    """The compiled step, and the inputs that hold the cache: its outputs overwrite them in place."""
+    B, C = dim("B"), dim("C")
+    cache = Cache(C, input("position", (), "int32"))
+    inputs = net.model.inputs(["input_ids", "position_ids"])
+    if masked:
+        inputs["attention_mask"] = input("attention_mask", (B, C), "int32")
+    net.model.assign_names()
+    outputs = {"logits": net.model(**inputs, cache=cache), **cache.outputs}
+    donate = {label: label for label in cache.outputs}
+    step = compile(outputs, binding=net.model.binding, donate=donate, backend=net.backend, name="decode")
+    return step, cache.inputs
+
+
+def check_length(net: Net, length: int) -> None:
+    """Raise DataError[TG510] if the model has fewer positions than `length`."""
+    longest = net.model.plan.longest
+    if longest is not None and length > longest:
+        text = f"{length} positions are asked for, and the model has {longest}"
+        raise DataError("TG510", text, hint="give a shorter prompt, or fewer new tokens")
+
+
+def prompt_of(input_ids: Any) -> Array:
+    """Ids as [B, T]. Raises DataError[TG511] if they are not whole numbers in that shape, or none at all."""
+    ids = np.asarray(input_ids)
+    if ids.ndim == 1:
+        ids = ids[None]
+    if ids.ndim != 2 or not ids.size or ids.dtype.kind not in "iu":
+        raise DataError(
+            "TG511",
+            f"input_ids must be whole numbers [B, T], not {ids.dtype} {list(ids.shape)}",
+            hint="net.tokenizer.encode(text)",
+        )
+    return ids
+
+
+def tokens(
+    net: Net,
+    input_ids: Any,
+    max_new_tokens: int = 20,
+    *,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    do_sample: bool | None = None,
+    attention_mask: Any = None,
+    eos_token_id: Any = None,
+    pad_token_id: int | None = None,
+) -> Iterator[Array]:
+    """The next ids [B], step by step, until every row has ended or there are `max_new_tokens`.
+
+    Greedy unless a temperature, top_k or top_p is given; temperature 0 is greedy too. A row that has ended goes on with
+    `pad_token_id`. eos and pad default to the model's. Where the prompt has padding and no mask is given, the mask
+    is read off it, as transformers does. Raises as `Session.feed`, DataError[TG511] for a malformed prompt,
+    ModelError[TG917] for a setting out of range.
+    """
+    ids = prompt_of(input_ids)
+    B, T = ids.shape
+    check_sampling(max_new_tokens, temperature, top_k, top_p)
+    sampled = any(v is not None for v in (temperature, top_k, top_p)) if do_sample is None else do_sample
+    ends = net.token_ids("eos_token_id") if eos_token_id is None else np.atleast_1d(eos_token_id).tolist()
+    pads = net.token_ids("pad_token_id") if pad_token_id is None else [pad_token_id]
+    if attention_mask is not None:
+        mask = (np.asarray(attention_mask) != 0).reshape(-1, T).astype(np.int32)
+    elif pads and pads[0] not in ends and (ids == pads[0]).any():
+        mask = (ids != pads[0]).astype(np.int32)
+    else:
+        mask = np.ones((B, T), np.int32)
+    positions = np.where(mask == 1, mask.cumsum(1) - 1, 0)
+    check_length(net, int(mask.sum(1).max(initial=0)) + max(0, max_new_tokens - 1))
+    rng = np.random.default_rng(seed)
+    session = Session(net, B, masked=not mask.all(), capacity=_capacity(T + min(max_new_tokens, 64)))
+    running = np.ones(B, bool)
+    following = mask.sum(1, keepdims=True)
+    feed: tuple[Array, Array | None, Array] = (ids, mask, positions)
+    for _ in range(max_new_tokens):
+        logits = session.feed(*feed)
+        new = choose(logits, rng, temperature, top_k, top_p) if sampled else logits.argmax(-1)
+        if ends:
+            new = np.where(running, new, (pads or ends)[0])
+            running &= ~np.isin(new, ends)
+        yield new
+        if not running.any():
+            return
+        feed = (new[:, None], None, following)
+        following = following + 1
+
+
+def _capacity(length: int) -> int:
+    return 1 << max(4, (length - 1).bit_length())
+
+
+def generate(net: Net, input_ids: Any, max_new_tokens: int = 20, **settings: Any) -> Array:
+    """Prompt and continuation, int64 [B, T + new], as transformers' `generate` returns them. Settings: see `tokens`."""
+    ids = prompt_of(input_ids).astype(np.int64)
+    new = [t.astype(np.int64)[:, None] for t in tokens(net, ids, max_new_tokens, **settings)]
+    return np.concatenate([ids, *new], axis=1)
+
+
+def stream(net: Net, text: str, max_new_tokens: int = 20, **settings: Any) -> Iterator[str]:
+    """The continuation of a text, piece by piece as it is made; ends at an end-of-text id. Settings: see `tokens`."""
+    tokenizer = net.need_tokenizer()
+    ids = tokenizer.encode(text)
+    pieces = tokenizer.stream(ids)
+    ends = net.token_ids("eos_token_id")
+    for new in tokens(net, [ids], max_new_tokens, **settings):
+        if int(new[0]) in ends:
+            break
+        if piece := pieces.push(int(new[0])):
+            yield piece
+    if piece := pieces.end():
+        yield piece
+
+
+def check_sampling(count: int, temperature: float | None, top_k: int | None, top_p: float | None) -> None:
+    """Raise ModelError[TG917] for a setting out of range."""
+    for name, value, fine, want in (
+        ("max_new_tokens", count, count >= 0, "0 or more"),
+        ("temperature", temperature, temperature is None or temperature >= 0, "0 or more"),
+        ("top_k", top_k, top_k is None or top_k >= 1, "1 or more"),
+        ("top_p", top_p, top_p is None or 0 < top_p <= 1, "more than 0 and at most 1"),
+    ):
+        if not fine:
+            raise ModelError("TG917", f"{name} must be {want}, not {value}")
+
+
+def choose(
+    logits: Array, rng: np.random.Generator, temperature: float | None, top_k: int | None, top_p: float | None
+) -> Array:
+    """One id per row of logits [B, V], drawn from softmax(logits / temperature) cut to `top_k` and then to `top_p`.
+
+    top_p keeps the fewest ids whose probabilities sum to at least that (Holtzman et al. 2020). Temperature 0: argmax.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    z = logits.astype(np.float64) / (1.0 if temperature is None else temperature)
+    if top_k is not None and top_k < z.shape[-1]:
+        least = np.partition(z, -top_k, axis=-1)[:, [-top_k]]
+        z = np.where(z < least, -np.inf, z)
+    p = np.exp(z - z.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    if top_p is not None and top_p < 1:
+        order = np.argsort(-p, axis=-1, kind="stable")
+        ranked = np.take_along_axis(p, order, -1)
+        before = ranked.cumsum(-1) - ranked
+        np.put_along_axis(p, order, np.where(before < top_p, ranked, 0.0), -1)
+        p /= p.sum(-1, keepdims=True)
+    drawn = rng.random((len(p), 1))
+    return (p.cumsum(-1) <= drawn).sum(-1).clip(max=p.shape[-1] - 1)
+
+
+__all__ = ["Session", "choose", "generate", "stream", "tokens"]

@@ -1,0 +1,361 @@
+"""Published checkpoints: a model with its values, called as transformers' models are, and saved as they are."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tensorgraph.autodiff import vjp
+from tensorgraph.compile import compile
+from tensorgraph.dims import evaluate, show_shape
+from tensorgraph.dtypes import dtype as to_dtype
+from tensorgraph.errors import CheckpointError, ModelError, StateError
+from tensorgraph.graph import Graph
+from tensorgraph.io import gguf as gguf_files
+from tensorgraph.io import safetensors
+from tensorgraph.io.files import Array, Entry, fail, open_map, replacing, show
+from tensorgraph.nn import Parameter, match_name
+from tensorgraph.ops.leaf import const, input
+from tensorgraph.tensor import Tensor
+
+from . import architecture, gguf, presets
+from . import generate as generation
+from .architecture import Architecture
+from .decoder import Decoder
+from .tokenizer import FILE as TOKENIZER
+from .tokenizer import Tokenizer
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+COPIED = (GENERATION, TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+
+
+class Net:
+    """A model and its values. Call it with what transformers' forward takes; arrays in, a dict of arrays out.
+
+    `config` is the file's, `model` the Module with its symbols bound, `state` the values by the names in the file,
+    `tokenizer` the one beside them, or None. Graphs are made once per set of inputs; sizes may change between calls.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        config: Mapping[str, Any],
+        state: dict[str, Array] | None = None,
+        *,
+        tokenizer: Tokenizer | None = None,
+        folder: Path | None = None,
+        names: architecture.Names | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        backend: str = "auto",
+    ) -> None:
+        self.model, self.config, self.tokenizer, self.backend = model, dict(config), tokenizer, backend
+        self.state: dict[str, Array] = state or {}
+        self.dtype = str(next(iter(model.parameters())).dtype)
+        self._folder = folder
+        self._published = names or model.names
+        self._generation = {**config, **(defaults or {})}
+        self._compiled: dict[Any, Any] = {}
+
+    # -- calling
+    def __call__(self, **inputs: Any) -> dict[str, Array]:
+        """Outputs under transformers' names: `logits`, and `loss` if there are labels.
+
+        Raises DataError: TG501 an unknown or absent input, TG502 a shape, TG503 a dtype, TG504 an id out of range,
+        TG510 too many positions; StateError[TG610] if there are no values.
+        """
+        arrays = self._arrays(inputs)
+        names = tuple(sorted(arrays))
+        step = self.compiled(("outputs", names), lambda: self._compile(self._outputs(names)))
+        result: dict[str, Array] = step(self.values(), **arrays)
+        return result
+
+    def value_and_grad(
+        self, *, cotangents: Mapping[str, Any] | None = None, wrt_inputs: Iterable[str] = (), **inputs: Any
+    ) -> tuple[float, dict[str, Array]]:
+        """The loss, and its gradient in every trained parameter, by the names and in the layout of the file.
+
+        A tied parameter occurs once, its gradient the sum over uses; one that the loss does not depend on is absent.
+        `cotangents` {output: R} takes the sum of R · output in place of the loss; `wrt_inputs` adds float inputs.
+        Raises as calling, and ModelError[TG916] without labels or cotangents.
+        """
+        arrays, given = self._arrays(inputs), {k: np.asarray(v) for k, v in (cotangents or {}).items()}
+        names, wrt = tuple(sorted(arrays)), tuple(wrt_inputs)
+        key = ("gradients", names, tuple(sorted(given)), wrt)
+        step = self.compiled(key, lambda: self._compile(self._gradients(names, tuple(given), wrt)))
+        result = step(self.values(), **arrays, **{f"cotangent.{k}": v for k, v in given.items()})
+        return result["value"].item(), result["gradients"]
+
+    def trace(self, *names: str, gradients: bool = False) -> Graph:
+        """The graph for a set of inputs (by default the tokens alone), with its gradients if asked for."""
+        names = names or ("input_ids", *(("labels",) if gradients else ()))
+        outputs = self._gradients(names, (), ()) if gradients else self._outputs(names)
+        flat = {**outputs.get("gradients", {}), **{k: v for k, v in outputs.items() if k != "gradients"}}
+        return Graph(flat, name=self._name, aliases=self.model.aliases)
+
+    def _outputs(self, names: Iterable[str], leaves: dict[str, Tensor] | None = None) -> dict[str, Any]:
+        return self.model.outputs(**(leaves or self.model.inputs(names)))
+
+    def _gradients(self, names: Iterable[str], cotangents: tuple[str, ...], wrt: tuple[str, ...]) -> dict[str, Any]:
+        leaves = self.model.inputs(names)
+        outputs = self._outputs(names, leaves)
+        if not cotangents and "loss" not in outputs:
+            raise ModelError(
+                "TG916", "there is no loss to differentiate", hint="give labels=..., or cotangents={output: R}"
+            )
+        if unknown := [n for n in cotangents if n not in outputs]:
+            raise ModelError("TG916", f"there is no output {unknown[0]!r}", hint=f"outputs are {', '.join(outputs)}")
+        if cotangents:
+            ys = [outputs[n] for n in cotangents]
+            seeds = [input(f"cotangent.{n}", y.shape, y.dtype) for n, y in zip(cotangents, ys, strict=True)]
+            value: Any = 0.0
+            for y, seed in zip(ys, seeds, strict=True):
+                value = (y * seed).sum() + value
+        else:
+            ys, value = [outputs["loss"]], outputs["loss"]
+            seeds = [const(1.0, value.dtype)]
+        targets = {n: p.__tensor__() for n, p in self.model.named_parameters().items() if p.trained}
+        targets |= {n: leaves[n] for n in wrt}
+        found = vjp(ys, targets, seeds, unused="none")
+        return {"value": value, "gradients": {n: g for n, g in found.items() if g is not None}}
+
+    def compiled(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` returns, made once per key (and again after parameters were frozen or unfrozen)."""
+        key = (key, tuple(p.trained for p in self.model.parameters()))
+        if key not in self._compiled:
+            self._compiled[key] = make()
+        return self._compiled[key]
+
+    def _compile(self, outputs: Any) -> Any:
+        return compile(outputs, binding=self.model.binding, backend=self.backend, name=self._name)
+
+    @property
+    def _name(self) -> str:
+        return str(self.model.config.get("model_type") or "model")
+
+    def values(self) -> dict[str, Array]:
+        """The state. Raises StateError[TG610] if there is none."""
+        if not self.state:
+            raise StateError(
+                "TG610",
+                f"this {self._name} model has no values",
+                hint="net.init(seed=0) draws them, from_pretrained(folder) loads them",
+            )
+        return self.state
+
+    def init(self, seed: int = 0) -> Net:
+        """Draw fresh values. Returns self."""
+        self.state = self.model.init(seed, self.model.binding)
+        return self
+
+    def _arrays(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        arrays = {name: np.asarray(value) for name, value in inputs.items() if value is not None}
+        if "attention_mask" in arrays:
+            arrays["attention_mask"] = (arrays["attention_mask"] != 0).astype(np.int32)
+        ids, places = arrays.get("input_ids"), arrays.get("position_ids")
+        if ids is not None and ids.ndim == 2:
+            if places is not None and places.shape == (1, ids.shape[1]):
+                arrays["position_ids"] = np.repeat(places, ids.shape[0], 0)
+            if places is None:
+                generation.check_length(self, ids.shape[1])
+        return arrays
+
+    # -- text
+    def generate(self, input_ids: Any, max_new_tokens: int = 20, **settings: Any) -> Array:
+        """Prompt and continuation, int64 [B, T + new]; greedy, or sampled with temperature, top_k, top_p, seed.
+
+        See `tensorgraph.models.generate.tokens` for the settings and errors.
+        """
+        return generation.generate(self, input_ids, max_new_tokens, **settings)
+
+    def stream(self, text: str, max_new_tokens: int = 20, **settings: Any) -> Iterator[str]:
+        """The continuation of a text, piece by piece as it is made. Settings as of `generate`."""
+        return generation.stream(self, text, max_new_tokens, **settings)
+
+    def need_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises ModelError[TG918] if there is none."""
+        if self.tokenizer is None:
+            raise ModelError("TG918", f"there is no {TOKENIZER} with this model", hint="generate(input_ids) takes ids")
+        return self.tokenizer
+
+    def token_ids(self, field: str) -> list[int]:
+        """Ids of a field such as eos_token_id, from the generation config or the config."""
+        value = self._generation.get(field)
+        return [] if value is None else [int(i) for i in (value if isinstance(value, list) else [value])]
+
+    # -- saving
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write config.json and model.safetensors, which transformers reads back; returns the folder.
+
+        The config is the file's own, but for its dtype if the values have another now. Files of the tokenizer go along.
+        Raises StateError[TG610] without values, CheckpointError[TG807] if the system refuses.
+        """
+        folder = Path(folder)
+        tensors = {self._published_name(name): array for name, array in self.values().items()}
+        config = dict(self.config)
+        for key in ("dtype", "torch_dtype"):
+            if config.get(key, self.dtype) != self.dtype:
+                config[key] = self.dtype
+        safetensors.write(folder / safetensors.SINGLE, tensors, {"format": "pt"})
+        text = json.dumps(config, indent=2) + "\n"
+        if self._folder is not None and config == self.config:
+            text = (self._folder / CONFIG).read_text(encoding="utf-8")
+        _write(folder / CONFIG, text)
+        for name in COPIED:
+            if self._folder is not None and self._folder != folder and (self._folder / name).is_file():
+                _write(folder / name, (self._folder / name).read_text(encoding="utf-8"))
+        if self.tokenizer is not None and not (folder / TOKENIZER).is_file():
+            self.tokenizer.save(folder)
+        return folder
+
+    def _published_name(self, name: str) -> str:
+        if self._published == self.model.names:
+            return name
+        (path, *_) = self.model.uses()[name]
+        own, self.model.names = self.model.names, self._published
+        try:
+            return self.model.rename(path)
+        finally:
+            self.model.names = own
+
+    def __repr__(self) -> str:
+        values = f"{len(self.state)} tensors, {self.dtype}" if self.state else "without values"
+        return f"<Net {self._name}: {values}>"
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as new:
+        new.write_text(text, encoding="utf-8")
+
+
+# -------------------------------------------------------------------------------------------------- loading
+
+
+def from_pretrained(path: str | os.PathLike[str], dtype: Any = "float32", *, backend: str = "auto") -> Net:
+    """Open a checkpoint: a Hugging Face folder, a GGUF file, or a config.json (then without values).
+
+    Values are converted to `dtype`. Raises CheckpointError: TG801 nothing there, TG820 tensors that are missing,
+    unexplained or mis-shaped (all in one), and as reading does; ModelError: TG911 unknown architecture,
+    TG912 and TG913 settings.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path, dtype, backend)
+    if path.suffix == ".json" and path.is_file():
+        return _without_values(read_json(path), dtype, backend, path.parent)
+    if path.is_file():
+        return _open_gguf(path, dtype, backend)
+    hint = (
+        f"{path.name} is a preset, without values: models.build({path.name!r})"
+        if path.name in presets.names()
+        else None
+    )
+    raise fail("TG801", path, "no such file or folder", hint=hint)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a JSON file. Raises CheckpointError: TG801 no such file, TG803 not an object."""
+    try:
+        value = json.loads(bytes(open_map(path)))
+    except (ValueError, RecursionError) as e:
+        if isinstance(e, CheckpointError):
+            raise
+        raise fail("TG803", path, "not JSON", notes=[str(e)[:100]]) from None
+    if type(value) is not dict:
+        raise fail("TG803", path, f"expected an object, found {show(value)}")
+    return value
+
+
+def _model(config: Mapping[str, Any], dtype: Any) -> tuple[Decoder, Architecture]:
+    from . import ARCHITECTURES
+
+    _, found = architecture.find(config, ARCHITECTURES)
+    return found.build(config).astype(dtype), found
+
+
+def _without_values(config: dict[str, Any], dtype: Any, backend: str, folder: Path) -> Net:
+    model, _ = _model(config, dtype)
+    return Net(model, config, folder=folder, backend=backend)
+
+
+def _open_folder(folder: Path, dtype: Any, backend: str) -> Net:
+    config = read_json(folder / CONFIG)
+    if not (folder / safetensors.SINGLE).is_file() and not (folder / safetensors.INDEX).is_file():
+        if old := sorted(p.name for p in folder.glob("*.bin")):
+            raise fail(
+                "TG801",
+                folder,
+                f"{old[0]} is a pickle, which runs code when it is read",
+                hint="convert it to safetensors",
+            )
+        return _without_values(config, dtype, backend, folder)
+    model, found = _model(config, dtype)
+    tensors = safetensors.open_checkpoint(folder)
+    bare = tuple((ours, theirs.removeprefix(found.prefix)) for ours, theirs in found.names)
+    buffers = (*found.buffers, *(b.removeprefix(found.prefix) for b in found.buffers))
+    if found.prefix and not any(name.startswith(found.prefix) for name in tensors):
+        model.names = bare
+    state = _load(model, tensors.entries, tensors.read, buffers, folder, dtype)
+    tokenizer = Tokenizer.from_file(folder) if (folder / TOKENIZER).is_file() else None
+    defaults = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
+    return Net(
+        model, config, state, tokenizer=tokenizer, folder=folder, names=model.names, defaults=defaults, backend=backend
+    )
+
+
+def _open_gguf(path: Path, dtype: Any, backend: str) -> Net:
+    file = gguf_files.read(path)
+    config = gguf.config(file)
+    model, found = _model(config, dtype)
+    model.names = gguf.NAMES
+    state = _load(model, file.tensors.entries, gguf.reader(file, config), gguf.BUFFERS, path, dtype)
+    try:
+        tokenizer = Tokenizer.from_gguf(file.metadata)
+    except ModelError:  # a kind that cannot be had exactly: the model works all the same
+        tokenizer = None
+    return Net(model, config, state, tokenizer=tokenizer, names=found.names, backend=backend)
+
+
+def _load(
+    model: Decoder,
+    entries: Mapping[str, Entry],
+    read: Callable[[str, Any], Array],
+    buffers: Iterable[str],
+    where: Path,
+    dtype: Any,
+) -> dict[str, Array]:
+    """The values of all parameters. Raises CheckpointError[TG820] listing all tensors that do not fit."""
+    wanted = model.named_parameters()
+    tied = {model.rename(path): name for name, paths in model.uses().items() for path in paths[1:]}
+    notes = [f"missing: {n} {_sizes(p, model)}" for n, p in wanted.items() if n not in entries]
+    for name, entry in entries.items():
+        if name in wanted:
+            p = wanted[name]
+            shape = tuple(evaluate(d, model.binding) for d in p.shape)
+            if entry.shape != shape:
+                notes.append(f"mis-shaped: {name} is {list(entry.shape)} in the file, the model has {_sizes(p, model)}")
+        elif name not in tied and not any((m := match_name(b, name)) and not m[1] for b in buffers):
+            notes.append(f"unexplained: {name} {list(entry.shape)}")
+    if notes:
+        count = "1 tensor does" if len(notes) == 1 else f"{len(notes)} tensors do"
+        kind = model.config.get("model_type") or "model"
+        raise fail("TG820", where, f"{count} not fit the {kind} model of the config", notes=sorted(notes))
+    state = {name: read(name, to_dtype(dtype)) for name in wanted}
+    for name, first in tied.items():
+        if name in entries and not np.array_equal(read(name, to_dtype(dtype)), state[first]):
+            text = f"{name} differs from {first}, to which the config ties it"
+            raise fail("TG821", where, text, hint='if they are two weights, set "tie_word_embeddings": false')
+    return state
+
+
+def _sizes(p: Parameter, model: Decoder) -> str:
+    symbols = show_shape(p.shape, model.aliases)
+    return f"{[evaluate(d, model.binding) for d in p.shape]} = {symbols}"
+
+
+__all__ = ["Net", "from_pretrained"]
