@@ -188,7 +188,9 @@ class Compiled:
                     P[key] = a if type(a) is np.ndarray and a.dtype == v.dtype.np else _coerce(key, a, v.node, key in self.donate_keys)
         if len(P) < len(leaves) or any(n not in leaves and n not in self.graph.inputs for n in inputs):
             self._missing(P, inputs)
-        return _unflatten(self.tree, self.run(P))
+        results = self.run(P)
+        donated = {out: P[leaf] for out, leaf in self.program.donated.items()}
+        return _unflatten(self.tree, {**results, **donated})
 
     @property
     def donate_keys(self) -> set[str]:
