@@ -47,6 +47,19 @@ class NotAnalytic(GradError):
     __module__ = "tensorgraph"
 
 
+def _into(fn: Callable[..., Any]) -> Any:
+    """`fn` with NumPy's `out=`, into which the result is copied."""
+
+    def function(*args: Any, out: Any = None, **kwargs: Any) -> Any:
+        y = fn(*args, **kwargs)
+        if out is None:
+            return y
+        np.copyto(out, y, casting="same_kind")
+        return out
+
+    return staticmethod(function)
+
+
 def is_complex(*xs: Any) -> bool:
     return any((isinstance(x, (np.ndarray, np.generic)) and x.dtype.kind == "c") or type(x) is complex for x in xs)
 
@@ -64,13 +77,13 @@ def _inside(value: Any, fine: Any) -> Any:
 
 
 def _domain(name: str, fine: Callable[[Any], Any]) -> Any:
-    def function(x: Any, out: None = None) -> Any:
+    def function(x: Any) -> Any:
         return _inside(getattr(np, name)(x), fine(x.real)) if is_complex(x) else getattr(np, name)(x)
 
     return function
 
 
-def _power(x: Any, y: Any, out: None = None) -> Any:
+def _power(x: Any, y: Any) -> Any:
     if not is_complex(x, y):
         return np.power(x, y)
     whole = not is_complex(y) and bool(np.all(np.asarray(y) == np.rint(y)))
@@ -83,7 +96,7 @@ def _pairwise(name: str) -> Any:
         name
     ]
 
-    def function(x: Any, y: Any, out: None = None) -> Any:
+    def function(x: Any, y: Any) -> Any:
         if not is_complex(x, y):
             return getattr(np, name)(x, y)
         first, second = real(x), real(y)
@@ -106,7 +119,7 @@ def _flat_axes(x: Any, axis: Any) -> tuple[Any, tuple[int, ...]]:
 
 
 def _extreme(name: str, arg: str) -> Any:
-    def function(x: Any, axis: Any = None, keepdims: bool = False, out: None = None) -> Any:
+    def function(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
         if not is_complex(x):
             return getattr(np, name)(x, axis=axis, keepdims=keepdims)
         flat, axes = _flat_axes(x, axis)
@@ -128,23 +141,23 @@ class ComplexNumpy(Namespace):
             return _refuse(name)
         if name in BY_REAL_PART:
             fn = getattr(np, name)
-            return lambda *args, out=None, **kwargs: fn(*map(real, args), **kwargs)
+            return lambda *args, **kwargs: fn(*map(real, args), **kwargs)
         return super().__getattr__(name)
 
-    maximum, minimum = staticmethod(_pairwise("maximum")), staticmethod(_pairwise("minimum"))
-    fmax, fmin = staticmethod(_pairwise("fmax")), staticmethod(_pairwise("fmin"))
-    max = amax = staticmethod(_extreme("max", "argmax"))
-    min = amin = staticmethod(_extreme("min", "argmin"))
-    sqrt = staticmethod(_domain("sqrt", lambda r: r >= 0))
-    log, log2, log10 = (staticmethod(_domain(n, lambda r: r >= 0)) for n in ("log", "log2", "log10"))
-    log1p = staticmethod(_domain("log1p", lambda r: r >= -1))
-    arcsin, arccos = (staticmethod(_domain(n, lambda r: np.abs(r) <= 1)) for n in ("arcsin", "arccos"))
-    arctanh = staticmethod(_domain("arctanh", lambda r: np.abs(r) < 1))
-    arccosh = staticmethod(_domain("arccosh", lambda r: r >= 1))
-    power = float_power = staticmethod(_power)
+    maximum, minimum = _into(_pairwise("maximum")), _into(_pairwise("minimum"))
+    fmax, fmin = _into(_pairwise("fmax")), _into(_pairwise("fmin"))
+    max = amax = _into(_extreme("max", "argmax"))
+    min = amin = _into(_extreme("min", "argmin"))
+    sqrt = _into(_domain("sqrt", lambda r: r >= 0))
+    log, log2, log10 = (_into(_domain(n, lambda r: r >= 0)) for n in ("log", "log2", "log10"))
+    log1p = _into(_domain("log1p", lambda r: r >= -1))
+    arcsin, arccos = (_into(_domain(n, lambda r: np.abs(r) <= 1)) for n in ("arcsin", "arccos"))
+    arctanh = _into(_domain("arctanh", lambda r: np.abs(r) < 1))
+    arccosh = _into(_domain("arccosh", lambda r: r >= 1))
+    power = float_power = _into(_power)
 
-    @staticmethod
-    def absolute(x: Any, out: None = None) -> Any:
+    @_into
+    def absolute(x: Any) -> Any:
         """The analytic |x|: sign(Re x) x."""
         return np.sign(x.real) * x if is_complex(x) else np.absolute(x)
 
@@ -154,8 +167,8 @@ class ComplexNumpy(Namespace):
     def where(condition: Any, *branches: Any) -> Any:
         return np.where(np.asarray(real(condition)) != 0 if is_complex(condition) else condition, *branches)
 
-    @staticmethod
-    def clip(x: Any, a_min: Any = None, a_max: Any = None, out: None = None) -> Any:
+    @_into
+    def clip(x: Any, a_min: Any = None, a_max: Any = None) -> Any:
         x = x if a_min is None else ComplexNumpy.maximum(x, a_min)
         return x if a_max is None else ComplexNumpy.minimum(x, a_max)
 
@@ -163,25 +176,25 @@ class ComplexNumpy(Namespace):
     def sort(x: Any, axis: int = -1, **kwargs: Any) -> Any:
         return np.take_along_axis(x, np.argsort(real(x), axis=axis, kind="stable"), axis)
 
-    @staticmethod
-    def mod(x: Any, y: Any, out: None = None) -> Any:
+    @_into
+    def mod(x: Any, y: Any) -> Any:
         return x - np.floor_divide(real(x), real(y)) * y if is_complex(x, y) else np.mod(x, y)
 
     remainder = mod
 
-    @staticmethod
-    def hypot(x: Any, y: Any, out: None = None) -> Any:
+    @_into
+    def hypot(x: Any, y: Any) -> Any:
         return np.sqrt(x * x + y * y) if is_complex(x, y) else np.hypot(x, y)
 
-    @staticmethod
-    def logaddexp(x: Any, y: Any, out: None = None) -> Any:
+    @_into
+    def logaddexp(x: Any, y: Any) -> Any:
         if not is_complex(x, y):
             return np.logaddexp(x, y)
         top = np.maximum(real(x), real(y))
         return top + np.log(np.exp(x - top) + np.exp(y - top))
 
-    @staticmethod
-    def erf(x: Any, out: None = None) -> Any:
+    @_into
+    def erf(x: Any) -> Any:
         import scipy.special
 
         if x.dtype.itemsize > (16 if is_complex(x) else 8):  # scipy has no long double

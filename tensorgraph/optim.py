@@ -9,12 +9,13 @@ from typing import Any, TypeAlias, cast
 
 from . import dims
 from .errors import ModelError
-from .op import S, op, promoted
+from .op import Bad, InputSpec, S, clash, op, promoted
 from .ops.elementwise import add, cast as cast_, cos, exp, expm1, maximum, minimum, mul, sqrt
 from .ops.leaf import const, input
 from .ops.reduce import sum
 from .tensor import Tensor, scope
 
+SQUARES, SHARE = InputSpec("B d", low=0.0, top=1.0), InputSpec("", low=0.1, top=0.9)  # a variance; a rate or bias correction
 Rate: TypeAlias = "float | Tensor | Callable[[Tensor], Tensor]"
 
 
@@ -22,9 +23,17 @@ def _adamw_dtype(p: Tensor, g: Tensor, m: Tensor, v: Tensor, *_: Any, **__: Any)
     return p.dtype, m.dtype, v.dtype
 
 
-@op(builtin=True, outputs=("p", "m", "v"), shape=lambda p, *_, **__: (p.shape, p.shape, p.shape), dtype=_adamw_dtype, style="update",
+def _adamw_shape(p: Tensor, *rest: Tensor, **_: Any) -> Any:
+    for t, slot in zip(rest[:3], ("g", "m", "v"), strict=True):
+        if not dims.same_shape(t.shape, p.shape):
+            raise clash("TG123", f"adamw: {slot} must have the shape of p", (p, "p", None), (t, slot, None))
+    return p.shape, p.shape, p.shape
+
+
+@op(builtin=True, outputs=("p", "m", "v"), shape=_adamw_shape, dtype=_adamw_dtype, style="update",
     inplace=(0, 2, 3), flops=lambda y, p, *_, **__: dims.mul(16, p.size), nodiff="an update",
-    samples=[S("B d", "B d", "B d", "B d", "", "", "", b1=0.9, b2=0.95, eps=1e-8, decay=0.1)])
+    samples=[S("B d", "B d", "B d", SQUARES, SHARE, SHARE, SHARE, b1=0.9, b2=0.95, eps=1e-8, decay=0.1),
+             Bad("B d", "d B", "B d", "B d", "", "", "", match="g must have the shape of p")])
 def adamw(p: Tensor, g: Tensor, m: Tensor, v: Tensor, rate: Tensor, c1: Tensor, c2: Tensor, b1: float = 0.9, b2: float = 0.999,
           eps: float = 1e-8, decay: float = 0.01) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """One AdamW update with decoupled weight decay (Loshchilov and Hutter 2019); c1, c2 are the bias corrections 1 - b^t."""

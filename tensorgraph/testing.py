@@ -6,10 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from . import autodiff
 from .dims import Dim
 from .dims import dim as symbol
 from .errors import OpError
+from .gradcheck import Report, check_grads
+from .gradcheck.sampling import sample_values, small_sizes
 from .graph import Graph
 from .op import REGISTRY, BadSample, InputSpec, Op, Sample
 from .ops.leaf import input as input_
@@ -65,6 +69,21 @@ class Case(NamedTuple):
     @property
     def graph(self) -> Graph:
         return Graph({f"y{i}": y for i, y in enumerate(self.results)}, name=f"a sample of {self.op.name}")
+
+    def values(self, sizes: dict[str, int], seed: int = 0) -> dict[Tensor, Any]:
+        """A value for every input, in the op's domain or where the sample says."""
+        rng = np.random.default_rng(seed)
+        out = sample_values(self.graph, sizes, rng)
+        for t, spec in zip(self.inputs, self.sample.inputs, strict=True):
+            if t is not None and spec is not None and (spec.low, spec.top) != (InputSpec("").low, InputSpec("").top):
+                out[t] = rng.uniform(spec.low, spec.top, out[t].shape)
+        return out
+
+    def check(self, seed: int = 0, **options: Any) -> Report:
+        """`check_grads` of this sample, at values drawn as the sample says."""
+        sizes = small_sizes(self.graph)
+        values = {t.label: a for t, a in self.values(sizes, seed).items()}
+        return check_grads(self.graph, values=values, binding=sizes, seed=seed, **options)
 
     def __str__(self) -> str:
         shapes = "; ".join("-" if s is None else s.shape or "scalar" for s in self.sample.inputs)

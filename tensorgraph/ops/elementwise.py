@@ -27,7 +27,8 @@ def unary(name: str, doc: str, *, cost: int = 1, kind: str = "float", **fields: 
     def fn(x: Tensor) -> Tensor: ...
 
     fn.__name__, fn.__doc__ = name, doc
-    fields.setdefault("samples", [S("B T"), S(""), S("B T d")])
+    bad = [Bad(InputSpec("B T", "int32"), match="needs a floating dtype")] if kind == "float" else []
+    fields.setdefault("samples", [S("B T"), S(""), S("B T d"), *bad])
     return op(
         fn,
         builtin=True,

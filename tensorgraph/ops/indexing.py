@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import dims, dtypes
 from ..dims import Dim, Shape
-from ..op import Bad, DataRange, InputSpec, S, axis_of, clash, fixed, ids, need_dtype, op, same
+from ..op import Bad, DataRange, InputSpec, Obligation, S, axis_of, clash, fixed, ids, need_dtype, op, same
 from ..tensor import Tensor
 from .elementwise import equal
 from .leaf import arange, zeros
@@ -94,10 +94,18 @@ def _(g: Tensor, y: Tensor, x: Tensor, ids: Tensor, axis: int) -> Any:
     return lambda: sum_along(g, ids, x.shape[axis], axis), None
 
 
-@builtin(shape=lambda x, ids, count, axis: tuple(count if i == axis else d for i, d in enumerate(x.shape)), dtype=lambda x, *_, **__: x.dtype,
+def _sum_along_shape(x: Tensor, ids: Tensor, count: Dim, axis: int) -> Shape:
+    need_dtype("sum_along", ids, "i", "ids")
+    if not dims.same_shape(x.shape, ids.shape):
+        raise clash("TG118", "sum_along: x and ids must have one shape", (x, "x", None), (ids, "ids", None))
+    return tuple(count if i == axis else d for i, d in enumerate(x.shape))
+
+
+@builtin(shape=_sum_along_shape, dtype=lambda x, *_, **__: x.dtype,
          prepare=lambda xs, a: {"count": dims.canon(a["count"]), "axis": axis_of("sum_along", a["axis"], xs[0])},
          ranges=lambda x, ids, count, axis: [DataRange(1, 0, count)], flops=lambda y, x, *_, **__: x.size,
-         samples=[S("B T", ids("B T", "4"), count=4), S("B T", ids("B T", "3"), count=3, axis=0)])
+         samples=[S("B T", ids("B T", "4"), count=4), S("B T", ids("B T", "3"), count=3, axis=0),
+                  Bad("B T", ids("T", "4"), count=4, match="must have one shape"), Bad("B", "B", count=4, match="must be integer")])
 def sum_along(x: Tensor, ids: Tensor, count: Any, axis: int = -1) -> Tensor:
     """Zeros of size `count` along `axis`, to which x is added at ids: the transpose of `take_along`."""
 
@@ -148,10 +156,17 @@ def _(g: Tensor, y: Tensor, x: Tensor, new: Tensor, position: Tensor, axis: int)
     return lambda: update_slice(g, zeros(new.shape, g.dtype), position, axis), lambda: dynamic_slice(g, position, new.shape[axis], axis), None
 
 
-@builtin(shape=lambda x, position, size, axis: tuple(size if i == axis else d for i, d in enumerate(x.shape)), dtype=lambda x, *_, **__: x.dtype,
+def _dynamic_slice_shape(x: Tensor, position: Tensor, size: Dim, axis: int) -> Shape:
+    need_dtype("dynamic_slice", position, "i", "position")
+    return tuple(size if i == axis else d for i, d in enumerate(x.shape))
+
+
+@builtin(shape=_dynamic_slice_shape, dtype=lambda x, *_, **__: x.dtype,
+         requires=lambda x, position, size, axis: [Obligation(x.shape[axis], ">=", size, "slice within its axis")],
          prepare=lambda xs, a: {"size": dims.canon(a["size"]), "axis": axis_of("dynamic_slice", a["axis"], xs[0])}, style="move",
          ranges=lambda x, position, size, axis: [DataRange(1, 0, dims.add(dims.sub(x.shape[axis], size), 1))],
-         samples=[S("B 5 d", SCALAR_ID, size=2, axis=1), S("3", SCALAR_ID, size=1)])
+         samples=[S("B 5 d", SCALAR_ID, size=2, axis=1), S("3", SCALAR_ID, size=1), Bad("3", "", size=1, match="must be integer"),
+                  Bad("3", SCALAR_ID, size=4, match="slice within its axis")])
 def dynamic_slice(x: Tensor, position: Tensor, size: Any, axis: int = 0) -> Tensor:
     """`size` rows of x from `position` on along `axis`."""
 

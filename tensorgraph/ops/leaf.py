@@ -11,7 +11,7 @@ from .. import dims, dtypes
 from ..dims import Dim
 from ..dtypes import DType
 from ..errors import GraphError, ShapeError
-from ..op import Op, S, op, operand, same
+from ..op import Bad, Op, S, op, operand, same
 from ..tensor import ROOT, Loop, Scope, Tensor, _hooks, at, caller, current_scope, leaf, make
 
 builtin = partial(op, builtin=True, primitive=True)
@@ -78,7 +78,7 @@ _hooks["const"] = const
 _hooks["dimension"] = dimension
 
 
-@free(shape=lambda *, size, **_: (size,), dtype=_any_dtype, samples=[S(size=5, dtype="int32"), S(size=1, dtype="float32")],
+@free(shape=lambda *, size, **_: (size,), dtype=_any_dtype, samples=[S(size=5, dtype="int32"), S(size=1, dtype="float32"), Bad(size=2.5, match="not a size")],
       prepare=lambda _, a: {"size": dims.canon(a["size"]), "dtype": dtypes.dtype(a["dtype"])}, style="constant", title="0, 1, 2 …")
 def arange(*, size: Dim, dtype: Any = "int32") -> Tensor:
     """0, 1, ... size - 1."""

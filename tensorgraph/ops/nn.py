@@ -68,7 +68,8 @@ def _(g: Tensor, y: Tensor, x: Tensor, axis: int) -> Any:
 # ----------------------------------------------------------------------------------------- activations
 
 C0, C1 = 0.7978845608028654, 0.044715  # sqrt(2/pi), and the cubic term of Hendrycks and Gimpel 2016
-activation = partial(builtin, shape=same(), recompute=True, inplace=(0,), style="activation", samples=[S("B T"), S("")])
+activation = partial(builtin, shape=same(), recompute=True, inplace=(0,), style="activation",
+                     samples=[S("B T"), S(""), Bad(InputSpec("B T", "int32"), match="needs a floating dtype")])  # fmt: skip
 
 
 @activation(dtype=floating("relu"), title="ReLU", flops=_cost(1), kinks=(0.0,), method="relu")

@@ -6,7 +6,7 @@ import hashlib
 from typing import Any, cast
 
 from .. import dims, dtypes
-from ..op import InputSpec, S, need_dtype, op
+from ..op import Bad, InputSpec, S, need_dtype, op
 from ..tensor import Tensor
 from .elementwise import cast as cast_, cos, less, log, sqrt, where
 from .leaf import const
@@ -35,7 +35,7 @@ def philox(xp: Any, counter: Any, stream: int, key: int, step: int) -> Any:
 
 @op(builtin=True, primitive=True, shape=_shape, dtype=lambda *_, **__: dtypes.float32, effect=True, style="random", nodiff="random",
     prepare=lambda xs, a: {"shape": dims.shape(a["shape"])}, flops=lambda y, *_, **__: dims.mul(10, y.size),
-    samples=[S(InputSpec("", "int32", "9"), shape=("B", "T")), S(InputSpec("2", "int32", "9"), shape=(3,))])
+    samples=[S(InputSpec("", "int32", "9"), shape=("B", "T")), S(InputSpec("2", "int32", "9"), shape=(3,)), Bad("", shape=(3,), match="must be integer")])
 def uniform(seed: Tensor, shape: Any) -> Tensor:
     """Uniform float32 numbers in [0, 1), multiples of 2^-24. `seed` is an integer, or [seed, step]."""
 
