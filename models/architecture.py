@@ -41,6 +41,7 @@ class Architecture:
         sizes = Sizes(settings, symbolic, layers)
         model = Decoder(self.plan(settings, sizes))
         model.names, model.config, model.binding, model.aliases = self.names, settings, sizes.binding, sizes.aliases
+        model.fields = sizes.fields
         return model
 
 

@@ -119,12 +119,13 @@ class Decoder(Module):
     """A causal language model: tokens [B, T] -> logits [B, T, V].
 
     `binding` holds the published value of each symbol, `aliases` what products are called in print (d = H·k),
-    `config` the settings it was made from. Made by `build`.
+    `config` the settings it was made from, `fields` the config's field of each size. Made by `build`.
     """
 
     config: Mapping[str, Any]
     binding: Mapping[str, int]
     aliases: Mapping[str, Dim]
+    fields: Mapping[str, str]
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
@@ -223,10 +224,12 @@ class Sizes:
         self.config, self.symbolic, self.given_layers = config, symbolic, layers
         self.binding: dict[str, int] = {}
         self.aliases: dict[str, Dim] = {}
+        self.fields: dict[str, str] = {}  # the config's field of each size
 
     def __call__(self, name: str, field: str, *, literal: bool = False) -> Dim:
         """The size called `name`, from a field of the config. Raises ModelError[TG913] unless it is a positive int."""
         value = whole(self.config, field)
+        self.fields[name] = field
         if not self.symbolic or literal:
             return value
         self.binding[name] = value
@@ -235,6 +238,7 @@ class Sizes:
     def layers(self, field: str) -> Dim:
         """The number of layers: that of the config, or the one asked for instead, which may be a symbol."""
         count = whole(self.config, field)
+        self.fields["n"] = field
         given = count if self.given_layers is None else canon(self.given_layers)
         name = symbol_name(given)
         if name is not None:
@@ -249,6 +253,7 @@ class Sizes:
         if k is not None and self.config.get(k) is not None:
             return self("d", d), self("H", H), self("k", k, literal=literal)
         width, heads = whole(self.config, d), whole(self.config, H)
+        self.fields |= {"d": d, "H": H}
         if width % heads:
             raise ModelError("TG913", f"{d} = {width} is not divisible by {H} = {heads}")
         if not self.symbolic or literal:
