@@ -39,6 +39,7 @@ class Plan:
     P: Dim | None = None
     positions: str = "rope"  # learned, sinusoidal, rope
     longest: int | None = None  # positions that the model has, if they are bounded
+    renewed_after: int | None = None  # positions beyond which all are rotated otherwise: a cache is made anew
     ropes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # parameters of the rotation by layer type
     layer_types: tuple[str, ...] = ()  # one per layer; none: all full
     window: int | None = None  # of the sliding layers

@@ -143,12 +143,14 @@ def tokens(
     positions = np.where(mask == 1, mask.cumsum(1) - 1, 0)
     check_length(net, int(mask.sum(1).max(initial=0)) + max(0, max_new_tokens - 1))
     rng = np.random.default_rng(seed)
-    session = Session(net, B, masked=not mask.all(), capacity=_capacity(T + min(max_new_tokens, 64)))
+    masked, capacity = not mask.all(), _capacity(T + min(max_new_tokens, 64))
+    session, renewed_after = Session(net, B, masked=masked, capacity=capacity), net.model.plan.renewed_after
     running = np.ones(B, bool)
-    following = mask.sum(1, keepdims=True)
-    feed: tuple[Array, Array | None, Array] = (ids, mask, positions)
     for _ in range(max_new_tokens):
-        logits = session.feed(*feed)
+        if renewed_after is not None and 0 < session.position <= renewed_after < ids.shape[1]:
+            session = Session(net, B, masked=masked, capacity=session.capacity)
+        first = session.position
+        logits = session.feed(ids[:, first:], mask[:, first:], positions[:, first:])
         new = choose(logits, rng, temperature, top_k, top_p) if sampled else logits.argmax(-1)
         if ends:
             new = np.where(running, new, (pads or ends)[0])
@@ -156,8 +158,9 @@ def tokens(
         yield new
         if not running.any():
             return
-        feed = (new[:, None], None, following)
-        following = following + 1
+        ids = np.concatenate([ids, new[:, None]], axis=1)
+        mask = np.concatenate([mask, np.ones_like(mask[:, :1])], axis=1)
+        positions = np.concatenate([positions, mask.sum(1, keepdims=True) - 1], axis=1)
 
 
 def _capacity(length: int) -> int:

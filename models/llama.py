@@ -248,7 +248,9 @@ def _phi3(c: Mapping[str, Any]) -> dict[str, Any]:
     ropes = rope_parameters(c)
     for p in ropes.values():
         p["rope_type"] = "longrope" if p["rope_type"] in ("su", "yarn") else p["rope_type"]
-    return {**_all_sliding(c), "fused": True, "ropes": ropes}
+    long = ropes[FULL]["rope_type"] == "longrope"
+    renewed = ropes[FULL]["original_max_position_embeddings"] if long else None
+    return {**_all_sliding(c), "fused": True, "ropes": ropes, "renewed_after": renewed}
 
 
 def _architecture(model_type: str, defaults: dict[str, Any], flags: Any, names: Any = NAMES) -> Architecture:
