@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,10 @@ import numpy as np
 
 from .. import autodiff
 from ..complex_numpy import complex_numpy, guarded
+from ..dims import evaluate as evaluate_size
 from ..errors import TensorgraphError
 from ..interpret import compute, evaluate, shape_of
+from ..op import DataRange
 from ..ops.leaf import INPUT
 from ..tensor import Tensor, at, make, pick, topological
 from .reference import (
@@ -28,8 +31,11 @@ from .reference import (
     signed,
 )
 from .report import KINK, NONFINITE, PASS, WRONG_VJP
+from .sampling import draw
 
 NEAR = 1e-3  # a kink closer than this may be why a derivative differs
+SOME, MORE = 2, 16  # further points at which a rule is checked; MORE where it goes by cases
+CHOOSING = ("max", "min", "maximum", "minimum")
 DIAGNOSED = 600  # elements of an input up to which the whole Jacobian is taken to say why a rule is wrong
 
 
@@ -56,6 +62,13 @@ class Site:
         self.args = [np.asarray(a) if not isinstance(a, tuple) else a for a in args]
         self.outs = [(i, t) for i, t in enumerate(self.results()) if t.dtype.is_float]
         self.y = self.compute(self.args)
+        self._rules: dict[int, tuple[Tensor | None, list[Tensor]]] = {}
+
+    def at_values(self, args: Sequence[Any]) -> Site:
+        """The same site at other values of its inputs."""
+        other = copy.copy(self)
+        other.args, other.y = list(args), self.compute(args)
+        return other
 
     def results(self) -> list[Tensor]:
         return [self.node] if self.node.specs is None else [pick(self.node, i) for i in range(len(self.node.specs))]
@@ -83,11 +96,14 @@ class Site:
 
     def rule(self, j: int) -> tuple[Tensor | None, list[Tensor]]:
         """The cotangent of input j as a node, and the stand-ins of the outputs' cotangents."""
+        if j in self._rules:
+            return self._rules[j]
         gs = [Tensor(INPUT, (), {}, t.shape, t.dtype, t.scope, t.loc, f"g{i}") for i, t in self.outs]
         results = self.results()
         with at(self.node.scope, self.node.loc):
             found = autodiff.backward([results[i] for i, _ in self.outs], [self.inputs[j]], gs)
-        return found.get(self.inputs[j]), gs
+        self._rules[j] = found.get(self.inputs[j]), gs
+        return self._rules[j]
 
     def cotangent(self, j: int, vs: Sequence[Any], args: Sequence[Any] | None = None) -> Any:
         """vjp(v) of input j, at `args` (as given at first if None). Zeros where the rule gives none."""
@@ -138,16 +154,63 @@ def definition(node: Tensor, args: Sequence[Any], binding: Mapping[str, int]) ->
 
 
 def check_site(site: Site, rng: np.random.Generator, directions: int) -> list[Finding]:
-    """The adjoint identity <vjp(v), u> = <v, J u> for each input; a verdict and a reason for each."""
+    """The adjoint identity <vjp(v), u> = <v, J u> for each input; a verdict and a reason for each.
+
+    At the given values along `directions` directions, then at values drawn afresh in the op's domain: a branch that
+    these data never take must not hide a wrong rule.
+    """
     if site.source.op.nodiff or site.source.op.surrogate or not site.outs:
         return []
-    return [_check_input(site, j, name, rng, directions) for j, name in site.slots()]
+    sites = [site] * directions + list(fresh_sites(site, rng, MORE if chooses(site.source) else SOME))
+    return [_check_input(sites, j, name, rng) for j, name in site.slots()]
 
 
-def _check_input(site: Site, j: int, name: str, rng: np.random.Generator, directions: int) -> Finding:
+def chooses(node: Tensor) -> bool:
+    """Whether what a node computes depends on its data by cases."""
+    op = node.op
+    return bool(op.kinks) or op.name in CHOOSING or any(x.specs is None and not x.dtype.is_float for x in node.inputs)
+
+
+def fresh_sites(site: Site, rng: np.random.Generator, count: int) -> Iterator[Site]:
+    """The same node at other values: floats in the op's domain, integers in their ranges, booleans at random."""
+    op, node = site.source.op, site.source
+    ranges = {r.input: r for r in op.ranges(*node.args(), **node.kwargs)} if op.ranges else {}
+    place = [i for i, x in enumerate(node.args()) if x is not None]
+    for _ in range(count):
+        args: list[Any] = []
+        for i, (x, a) in enumerate(zip(site.inputs, site.args, strict=True)):
+            if x.specs is not None:
+                return
+            if x.dtype.is_float:
+                args.append(draw(rng, np.shape(a), *op.domain, op.kinks))
+            elif x.dtype.kind == "b":
+                args.append(rng.random(np.shape(a)) < 0.5)
+            elif place[i] in ranges:
+                args.append(_draw_ids(rng, np.shape(a), ranges[place[i]], site.binding).astype(x.dtype.np))
+            else:
+                args.append(rng.permutation(np.ravel(a)).reshape(np.shape(a)))
+        try:
+            other = site.at_values(args)
+        except Exception:  # these values may lie outside a user's op: then only the given ones count
+            return
+        ys = other.y if isinstance(other.y, tuple) else (other.y,)
+        if all(np.all(np.isfinite(y)) for y in ys if np.asarray(y).dtype.kind == "f"):
+            yield other
+
+
+def _draw_ids(rng: np.random.Generator, shape: tuple[int, ...], r: DataRange, binding: Mapping[str, int]) -> Any:
+    high = evaluate_size(r.high, binding)
+    a = rng.integers(r.low, max(high, r.low + 1), shape)
+    if r.ignored is None or a.size < 2:
+        return a
+    drop = rng.random(shape) < 0.2
+    drop.reshape(-1)[rng.integers(a.size)] = False
+    return np.where(drop, r.ignored, a)
+
+
+def _check_input(sites: list[Site], j: int, name: str, rng: np.random.Generator) -> Finding:
     worst, method = 0.0, "complex step"
-    trials = []
-    for _ in range(directions):
+    for k, site in enumerate(sites):
         u = signed(rng, np.shape(site.args[j]))
         vs = [signed(rng, s) for s in site.out_shapes()]
         try:
@@ -157,25 +220,23 @@ def _check_input(site: Site, j: int, name: str, rng: np.random.Generator, direct
         except Exception as why:  # a rule is the user's code
             return Finding(name, WRONG_VJP, np.inf, f"the rule fails: {type(why).__name__}: {why}")
         if c.shape != np.shape(site.args[j]):
-            return Finding(
-                name,
-                WRONG_VJP,
-                np.inf,
-                f"the rule gives the shape {list(c.shape)}, the input has {list(np.shape(site.args[j]))}",
-            )
+            note = f"the rule gives the shape {list(c.shape)}, the input has {list(np.shape(site.args[j]))}"
+            return Finding(name, WRONG_VJP, np.inf, note)
         if not np.all(np.isfinite(c)) and all(np.all(np.isfinite(np.asarray(a, float))) for a in site.args):
             return Finding(name, NONFINITE, np.inf, f"the rule gives {_nonfinite(c)}; inputs: {ranges(site)}")
         slope = jvp(site.only(j), [site.args[j]], [u])
         residual = adjoint_residual(c, u, vs, slope.value)
-        bound = EXACT if slope.method == "complex step" else max(EXACT, 10 * slope.error)
-        if residual > bound:
+        method = slope.method
+        if residual > (EXACT if slope.method == "complex step" else max(EXACT, 10 * slope.error)):
             residual, method, fine = _second_opinion(site, j, u, vs, residual, slope)
             if not fine:
-                return _wrong(site, j, name, u, vs, c, residual, method, rng)
-        else:
-            method = slope.method
+                found = _wrong(site, j, name, u, vs, c, residual, method, rng)
+                if found.verdict == WRONG_VJP and site is not sites[0]:
+                    found.note += " (at other values than the graph's)"
+                if found.verdict == WRONG_VJP or k == 0:
+                    return found
+                continue
         worst = max(worst, residual)
-        trials.append(residual)
     return Finding(name, PASS, worst, method=method)
 
 
