@@ -89,12 +89,13 @@ class Graph:
         for t in self.nodes:
             if t.op.ranges:
                 for r in t.op.ranges(*t.args(), **t.kwargs):
-                    args = t.args()
-                    source = args[r.input]
-                    while source.op.name in VIEWS:
-                        source = source.inputs[0]
-                    if source.op.name == "input":
-                        out.setdefault(source.label, []).append((r.low, r.high, r.ignored, t))
+                    sources = [t.args()[r.input]]
+                    while sources:
+                        source = sources.pop()
+                        if source.op.name in (*VIEWS, "concat"):
+                            sources += source.inputs
+                        elif source.op.name == "input":
+                            out.setdefault(source.label, []).append((r.low, r.high, r.ignored, t))
         for name, t in self.inputs.items():
             if "high" in t.attrs:
                 out.setdefault(name, []).append((t.attrs["low"], t.attrs["high"], None, t))
