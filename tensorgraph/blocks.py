@@ -174,8 +174,8 @@ class Row(NamedTuple):
 class Fold:
     """A graph folded: its tree of layers (`top`), the leaves it reads, and its form, which `unfold` expands again."""
 
-    def __init__(self, graph: Graph, top: Layer) -> None:
-        self.graph, self.top = graph, top
+    def __init__(self, graph: Graph, top: Layer, folds: bool = True) -> None:
+        self.graph, self.top, self.folds = graph, top, folds
         self.leaves: list[Tensor] = top.inputs
         self.form: Form = top.form
 
@@ -206,7 +206,7 @@ class Fold:
         while stack:
             layer, items, form = stack.pop()
             inner: list[tuple[Layer, Sequence[Tensor | Layer], Form]] = []
-            for part in parts_of(items, form):
+            for part in self.cut(items, form):
                 first = part.runs[0]
                 if part.times > 1:
                     found.append((layer, part))
@@ -216,6 +216,14 @@ class Fold:
                     inner += [(x, x.items, x.form) for x in first if isinstance(x, Layer)]
             stack += reversed(inner)
         return found
+
+    def cut(self, items: Sequence[Tensor | Layer], form: Form | None) -> Iterator[Part]:
+        """Items, repeated stretches as one part; each alone if nothing is to be folded."""
+        return parts_of(items, form) if self.folds and form is not None else (Part(((i,),)) for i in items)
+
+    def flat(self) -> Fold:
+        """The same graph with nothing folded: every node stands for itself."""
+        return Fold(self.graph, self.top, folds=False)
 
     def text(self) -> str:
         """What repeats, a line per stretch: `(5 a + 1 b) ×8`; and what is left out of a repetition, with the reason."""
@@ -761,6 +769,29 @@ def _kind_difference(a: Kind, b: Kind) -> str:
     return f"{a.op.name} gives another shape or dtype"
 
 
+def trait(a: Form, b: Form) -> str:
+    """What tells form `a` from `b`, short enough for a heading: `window 512`, `no window`, else the difference."""
+    if _ops(a) == _ops(b):
+        for x, y in zip(_kinds(a), _kinds(b), strict=True):
+            other = dict(y.attrs)
+            for name, value in x.attrs if x.op is y.op else ():
+                if other.get(name) != value:
+                    return f"no {name}" if value is None else f"{name} {_value(value)}"
+    return difference(a, b).partition(", the others")[0]
+
+
+def _kinds(form: Form) -> Iterator[Kind]:
+    stack = [iter(form.steps)]
+    while stack:
+        for step in stack[-1]:
+            if isinstance(step.what, Form):
+                stack.append(iter(step.what.steps))
+                break
+            yield step.what
+        else:
+            stack.pop()
+
+
 def _value(v: Any) -> str:
     if isinstance(v, tuple) and len(v) == 2 and v[0] in ("bool", "float", "DType", "loop", "ordinal"):
         return str(float.fromhex(v[1])) if v[0] == "float" else str(v[1])
@@ -769,5 +800,5 @@ def _value(v: Any) -> str:
 
 __all__ = [
     "Affine", "Fold", "Form", "Kind", "Layer", "Part", "Repeat", "Row", "Slot", "Step", "difference", "fold",
-    "left_out", "nodes_of", "parts_of", "pattern_text", "unfold",
+    "left_out", "nodes_of", "parts_of", "pattern_text", "trait", "unfold",
 ]  # fmt: skip

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from tensorgraph.visualize.draw import LEVELS, draw
 from tensorgraph.visualize.picture import Picture
 from tensorgraph.visualize.theme import THEMES
 from tensorgraph.visualize.view import SEED_LEGEND, Block, Box, Edge, View, Weight
 
-__all__ = ["SEED_LEGEND", "THEMES", "Block", "Box", "Edge", "Picture", "View", "Weight"]
+__all__ = ["LEVELS", "SEED_LEGEND", "THEMES", "Block", "Box", "Edge", "Picture", "View", "Weight", "draw"]

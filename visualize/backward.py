@@ -1,0 +1,199 @@
+"""The backward level: each step and its gradient step (∂), what is saved for it, and where the gradient stops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tensorgraph.autodiff import vjp
+from tensorgraph.blocks import nodes_of
+from tensorgraph.graph import Graph
+from tensorgraph.ops.leaf import const, input
+from tensorgraph.tensor import Loc, Scope, Tensor
+from tensorgraph.visualize.flowchart import check_size, flowchart
+from tensorgraph.visualize.project import Projection, short_name
+from tensorgraph.visualize.steps import Step
+from tensorgraph.visualize.view import Block, Box, Direction, Edge, View
+
+Key = tuple[Scope, Loc]
+
+
+def with_gradients(graph: Graph) -> Graph:
+    """The graph with the gradients of its trained parameters, if it has none: of its scalar output, else of them all.
+
+    An output that is no scalar is given an input as its cotangent.
+    """
+    if any(t.scope.backward for t in graph.nodes):
+        return graph
+    ys = {n: t for n, t in graph.outputs.items() if t.dtype.is_float}
+    ys = {n: t for n, t in ys.items() if not t.shape} or ys
+    trained = {n: t for n, t in graph.params.items() if t.attrs.get("trained", True)}
+    wrt = trained or {n: t for n, t in graph.inputs.items() if t.dtype.is_float}
+    seeds = [const(1.0, t.dtype) if not t.shape else input(f"∂{n}", t.shape, t.dtype.name) for n, t in ys.items()]
+    found = vjp(list(ys.values()), wrt, seeds, unused="none")
+    grads = {f"∂{n}": g for n, g in found.items() if g is not None}
+    return Graph({**graph.outputs, **grads}, name=graph.name, aliases=graph.aliases)
+
+
+def backward(seen: Projection, title: str, direction: Direction | None = None, force: bool = False) -> View:
+    """The flowchart with a ∂ box for every step that gradients pass, an edge for every gradient and saved value.
+
+    Raises GraphError[TG389] for a picture of more than 1,500 boxes, unless forced.
+    """
+    return _Backward(seen).view(title, direction, force)
+
+
+class _Backward:
+    def __init__(self, seen: Projection) -> None:
+        self.seen = seen
+        self.group: dict[Step, list[Step]] = {}  # steps whose gradients are one box: written in one line of one layer
+        self.of: dict[Key, Step] = {}
+        self.scopes, self.runs = self._first_runs()
+        for step in seen.steps:
+            self.group[step] = [step]
+            for n in step.nodes:
+                other = self.of.setdefault((n.scope.twin, n.loc), step)
+                if other is not step:
+                    self._join(other, step)
+        self.box_of: dict[Tensor, Step | Scope] = {}
+        self.sums = {p.scope.twin: p for p in seen.graph.params.values()}  # where gradients of several uses are added
+        for n in seen.graph.nodes:
+            if n.scope.backward:
+                scope = self.scopes.get(n.scope, n.scope)
+                found = self.of.get((scope, n.loc))
+                self.box_of[n] = scope if found is None else self.group[found][0]
+
+    def _join(self, a: Step, b: Step) -> None:
+        if self.group[a] is not self.group[b]:
+            both = self.group[a] + [s for s in self.group[b] if s not in self.group[a]]
+            for s in both:
+                self.group[s] = both
+
+    def _first_runs(self) -> tuple[dict[Scope, Scope], dict[Scope, tuple[int, Scope]]]:
+        """For backward scopes of later runs: that of the first run; and which stretch and opening they belong to."""
+        scopes: dict[Scope, Scope] = {}
+        runs: dict[Scope, tuple[int, Scope]] = {}
+        folded = self.seen.folded
+        for node, lead in folded.representative.items():
+            if not node.scope.backward:
+                scopes.setdefault(node.scope.twin, lead.scope.twin)
+        for number, (_, part) in enumerate(folded.repeats()):
+            for run in part.runs:
+                mark = None
+                for node in nodes_of(run):
+                    if node.scope.backward:
+                        break
+                    mark = mark or node.scope.twin
+                    runs.setdefault(node.scope.twin, (number, mark))
+        return scopes, runs
+
+    def view(self, title: str, direction: Direction | None, force: bool) -> View:
+        seen = self.seen
+        forward = flowchart(seen, title, direction, force=force)
+        boxes = {b.id: b for b in forward.boxes}
+        edges = {(e.source, e.target): e for e in forward.edges}
+        ids: dict[Step | Scope, str] = {}
+        made: dict[Step | Scope, list[Tensor]] = {}
+        for n, owner in self.box_of.items():
+            ids.setdefault(owner, f"g{len(ids)}")
+            made.setdefault(owner, []).append(n)
+        self._gradients(edges, ids)
+        self._saved(edges, ids)
+        back: list[Box] = []
+        framed: dict[str, str] = {}
+        for owner, nodes in made.items():
+            frame = seen.frame_of(owner) if isinstance(owner, Step) else None
+            if frame is not None and isinstance(owner, Step):
+                frame = framed.setdefault(frame, f"∂{frame}")
+            back.append(self._box(ids[owner], owner, nodes, frame))
+        for frame in list(framed):
+            above = seen.parent_of(frame)
+            while above is not None and above not in framed:
+                framed[above] = f"∂{above}"
+                above = seen.parent_of(above)
+        for step in seen.steps:
+            if self.group[step][0] not in ids:
+                b = boxes[seen.ids[step]]
+                boxes[b.id] = Box(**{**b.__dict__, "lines": (*b.lines, self._why_not(step))})
+        blocks = list(forward.blocks)
+        for block in seen.blocks:
+            if block.id in framed:
+                parent = framed[block.parent] if block.parent is not None else None
+                blocks.append(Block(framed[block.id], f"∂ {block.title}", parent, block.times))
+        # Gradients run against the flow, so the ∂ boxes stand in the order in which they are computed.
+        order = {id_: i for i, id_ in enumerate(dict.fromkeys(ids[self.box_of[n]] for n in self.box_of))}
+        back.sort(key=lambda b: order[b.id])
+        everything = (*boxes.values(), *_together(back))
+        check_size(len(everything), force)
+        return View(
+            title, everything, tuple(edges.values()), tuple(blocks), direction or "TB", forward.legend + _LEGEND
+        )
+
+    def _gradients(self, edges: dict[tuple[str, str], Edge], ids: dict[Step | Scope, str]) -> None:
+        """A gradient passes from ∂ box to ∂ box, but not from run to run of the same block."""
+        for n, owner in self.box_of.items():
+            for x in n.inputs:
+                source = self.box_of.get(x)
+                if source is None or source is owner:
+                    continue
+                if self._carried(n, x):
+                    continue
+                key = (ids[source], ids[owner])
+                edges.setdefault(key, Edge(*key, self.seen.shape_text(x), "gradient"))
+
+    def _carried(self, n: Tensor, x: Tensor) -> bool:
+        """Whether x comes from another run of the repeated block that n belongs to."""
+        here, there = self.runs.get(n.scope.twin), self.runs.get(x.scope.twin)
+        return bool(here and there and here[0] == there[0] and here[1] is not there[1])
+
+    def _saved(self, edges: dict[tuple[str, str], Edge], ids: dict[Step | Scope, str]) -> None:
+        """A value of the forward that a ∂ box reads is kept until then."""
+        for n, owner in self.box_of.items():
+            for x in n.inputs:
+                if x in self.box_of or x.op.leaf or self._carried(n, x):
+                    continue
+                step = self.seen.parts.of.get(self.seen.parts.resolve(x))
+                if step is not None:
+                    key = (self.seen.ids[step], ids[owner])
+                    edges.setdefault(key, Edge(*key, self.seen.shape_text(x), "control"))
+
+    def _box(self, id_: str, owner: Step | Scope, nodes: list[Tensor], frame: str | None) -> Box:
+        if isinstance(owner, Scope):
+            parameter = self.sums.get(owner)
+            label = (
+                f"∂ {short_name(parameter.label) if parameter is not None else owner.name or owner.kind or 'output'}"
+            )
+            weights: list[Tensor] = []
+        else:
+            label = "∂ " + ", ".join(dict.fromkeys(self.seen.labels[s] for s in self.group[owner]))
+            weights = [p for s in self.group[owner] for p in s.weights]
+        trained = [p for p in weights if p.attrs.get("trained", True)]
+        lines = ("for its input only: frozen",) if weights and not trained else ()
+        if trained:
+            lines = ("+ gradient of its weights",)
+        if isinstance(owner, Scope) and owner in self.sums:
+            lines = ("sum over its uses",)
+        ops = ", ".join(dict.fromkeys(n.op.name for n in nodes if n.op.style != "view"))
+        return Box(id_, label, lines=lines, block=frame, tooltip=f"{ops} · {nodes[0].where}".strip(" ·"))
+
+    def _why_not(self, step: Step) -> str:
+        """Why no gradient passes a step, in three words."""
+        stop = next((n.op.nodiff for n in step.nodes if n.op.nodiff), None)
+        if stop is not None:
+            return f"no gradient: {stop}"
+        if step.weights and not any(p.attrs.get("trained", True) for p in step.weights):
+            return "no gradient: frozen"
+        return "no gradient needed"
+
+
+_LEGEND = " · dashed: gradients · dotted: kept for the backward pass"
+
+
+def _together(boxes: list[Box]) -> list[Box]:
+    """Boxes of one frame next to each other, in the order of the frame's first."""
+    seen: dict[Any, list[Box]] = {}
+    for b in boxes:
+        seen.setdefault(b.block if b.block is not None else b.id, []).append(b)
+    return [b for group in seen.values() for b in group]
+
+
+__all__ = ["backward", "with_gradients"]

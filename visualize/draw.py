@@ -1,0 +1,102 @@
+"""tg.draw: a tensor, module, graph or checkpoint as a picture at a level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from tensorgraph.dims import binding as to_binding
+from tensorgraph.errors import GraphError
+from tensorgraph.graph import Graph
+from tensorgraph.nn import Module
+from tensorgraph.tensor import Tensor
+from tensorgraph.visualize.backward import backward, with_gradients
+from tensorgraph.visualize.flowchart import flowchart, opened
+from tensorgraph.visualize.picture import Picture
+from tensorgraph.visualize.project import Projection, title_of
+from tensorgraph.visualize.seed import seed_chart
+from tensorgraph.visualize.view import Direction
+
+Level = Literal["seed", "flowchart", "block", "ops", "backward"]
+LEVELS: tuple[Level, ...] = ("seed", "flowchart", "block", "ops", "backward")
+
+
+def draw(
+    what: Any,
+    level: Level = "flowchart",
+    *,
+    values: Mapping[Any, float] | None = None,
+    values_label: str = "value",
+    unfold: bool = False,
+    direction: Direction | None = None,
+    theme: str = "seed",
+    shapes: bool = False,
+    links: str | Mapping[str, str] | None = None,
+    binding: Any = None,
+    title: str | None = None,
+    block: str | None = None,
+    force: bool = False,
+) -> Picture:
+    """A picture of a tensor, module, graph or loaded model; `.save("x.svg")` writes it.
+
+    Levels: "flowchart" (steps with weights and the plain steps between; repeated layers once, "×N"), "block" (one
+    repeated layer opened: the first, or the one whose path or class fits `block`), "ops" (every node), "backward"
+    (gradients and what is saved for them), "seed" (a decoder as a chain of thirteen boxes). `values` colours nodes,
+    parameters or names by a number, which `values_label` names. `shapes` labels edges. `links`: a URL template with
+    {label}, {op}, {path}, {component}, or a table by label or path. `binding` turns formulas into numbers. A module
+    must offer `trace()`, as published models do. Raises GraphError: [TG388] a name in `values`, [TG389] too many
+    boxes, [TG390] what cannot be drawn, [TG391] an unknown level or block, [TG392] no decoder, at the level "seed".
+    """
+    if level not in LEVELS:
+        raise GraphError("TG391", f"unknown level {level!r}", hint=f"one of: {', '.join(LEVELS)}")
+    graph, bound, name = traced(what)
+    sizes = {**bound, **to_binding(binding)}
+    if level == "backward":
+        graph = with_gradients(graph)
+    seen = Projection(
+        graph,
+        every=level == "ops",
+        whole=level == "backward",
+        unfold=unfold,
+        detail=level == "block",
+        binding=sizes,
+        values=values,
+        links=links,
+    )
+    said = title if title is not None else title_of(graph, name, sizes)
+    if level == "seed":
+        view = seed_chart(seen, said, direction, links)
+    elif level == "backward":
+        view = backward(seen, said, direction, force)
+    else:
+        view = flowchart(seen, said, direction, opened(seen, block) if level == "block" else None, force)
+    return Picture(replace(view, values_label=values_label), theme=theme, shapes=shapes)
+
+
+def traced(what: Any) -> tuple[Graph, dict[str, int], str | None]:
+    """The graph of what is to be drawn, the sizes it is bound to, and its name.
+
+    Raises GraphError[TG390] for a module that cannot be traced, and for anything that is no graph.
+    """
+    bound = dict(getattr(what, "binding", None) or {})
+    if isinstance(what, Graph):
+        return what, bound, what.name if what.name != "graph" else None
+    if isinstance(what, Tensor) or (isinstance(what, (list, tuple, dict)) and what):
+        return Graph(what), bound, None
+    trace = getattr(what, "trace", None)
+    if callable(trace):
+        made = trace()
+        graph = made if isinstance(made, Graph) else Graph(made)
+        name = getattr(what, "name", None) or (graph.name if graph.name != "graph" else type(what).__name__)
+        return graph, {**bound, **(getattr(graph, "binding", None) or {})}, str(name)
+    if isinstance(what, Module):
+        raise GraphError(
+            "TG390",
+            f"{type(what).__name__} does not say what it is called with, so it cannot be drawn by itself",
+            hint='draw what it returns: tg.draw(model(tg.input("x", ...)))',
+        )
+    raise GraphError("TG390", f"a {type(what).__name__} is no graph", hint="a tensor, module, graph or loaded model is")
+
+
+__all__ = ["LEVELS", "draw", "traced"]

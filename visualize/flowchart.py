@@ -1,0 +1,207 @@
+"""A projection -> View: the weight flowchart, one block opened, or every op."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from typing import Any
+
+from tensorgraph.blocks import Layer
+from tensorgraph.errors import GraphError
+from tensorgraph.tensor import Tensor
+from tensorgraph.visualize.project import Projection
+from tensorgraph.visualize.steps import Flow, Step
+from tensorgraph.visualize.view import SEED_LEGEND, Block, Box, Direction, Edge, EdgeKind, View
+
+MOST_BOXES = 1_500  # Graphviz lays out this many in some seconds; beyond, a picture helps nobody
+WIDE = 34  # boxes in a row that a page still shows
+
+Port = tuple[str, Tensor]  # a frame, and the value that enters it more than once
+
+
+def flowchart(
+    seen: Projection, title: str, direction: Direction | None = None, root: str | None = None, force: bool = False
+) -> View:
+    """The view of all steps, or of those in the block `root` with what lies around it as stubs.
+
+    Raises GraphError[TG389] for more than 1,500 boxes, unless forced.
+    """
+    return _Chart(seen, root).view(title, direction, force)
+
+
+def opened(seen: Projection, pattern: str | None) -> str:
+    """The frame to open: the first that repeats, or the first whose layers fit a pattern (`layers.*`, `Block`).
+
+    Raises GraphError[TG391] if there is none.
+    """
+    for block in seen.blocks:
+        layers = [i for run in seen.runs[block.id].runs for i in run if isinstance(i, Layer) and i.scope is not None]
+        names = {n for i in layers if i.scope is not None for n in (i.scope.path, i.scope.kind, i.scope.name)}
+        if (pattern is None and block.times) or (pattern and any(fnmatch.fnmatchcase(n, pattern) for n in names)):
+            return block.id
+    what = "repeats" if pattern is None else f"is called {pattern!r}"
+    known = ", ".join(dict.fromkeys(b.title for b in seen.blocks)) or "none"
+    raise GraphError("TG391", f"no block {what}", notes=[f"blocks: {known}"], hint='level="flowchart" draws any graph')
+
+
+def check_size(boxes: int, force: bool) -> None:
+    """Refuse a picture that would help nobody. Raises GraphError[TG389]."""
+    if boxes > MOST_BOXES and not force:
+        raise GraphError(
+            "TG389",
+            f"this picture would have {boxes} boxes, more than {MOST_BOXES}",
+            hint="draw it folded, at a coarser level, or one block; force=True draws it all the same",
+        )
+
+
+class _Chart:
+    def __init__(self, seen: Projection, root: str | None) -> None:
+        self.seen, self.root = seen, root
+        self.frame = {step: seen.frame_of(step) for step in seen.steps}
+        self.steps = [s for s in seen.steps if root is None or seen.within(self.frame[s], root)]
+        self.inside = set(self.steps)
+        self.flows = [f for f in seen.parts.flows if f.target in self.inside or f.source in self.inside]
+        self.kinds = self._kinds()
+        self.ports = self._ports()
+        self.boxes: list[Box] = []
+        self.edges: dict[tuple[str, str], Edge] = {}
+        self.stubs: dict[Any, str] = {}
+        self.late: list[Box] = []  # where values go that leave the opened block
+
+    def view(self, title: str, direction: Direction | None, force: bool) -> View:
+        seen = self.seen
+        check_size(len(self.steps), force)
+        self._inputs()
+        waiting = dict(self.ports)
+        for step in self.steps:
+            for port, name in list(waiting.items()):
+                if seen.within(self.frame[step], port[0]):
+                    del waiting[port]
+                    tip = f"{port[1].type_text}: what each run takes"
+                    self.boxes.append(Box(name, "x", block=port[0], tooltip=tip))
+            self.boxes.append(seen.box(step, self.frame[step]))
+        for flow in self.flows:
+            self._flow(flow)
+        self._outputs()
+        for step in self.steps:
+            for p in step.weights:
+                owner = seen.owners[p]
+                if owner is not step and owner in self.inside:
+                    self._edge(seen.ids[owner], seen.ids[step], "", "tied")
+        used = {b.block for b in self.boxes}
+        blocks = [b for b in seen.blocks if any(u is not None and seen.within(u, b.id) for u in used)]
+        if self.root is not None:
+            blocks = [b for b in blocks if seen.within(b.id, self.root)]
+            blocks = [Block(b.id, b.title, None, b.times, b.note) if b.id == self.root else b for b in blocks]
+        if direction is None:
+            direction = "TB" if seen.every or len(self.boxes) > WIDE else "LR"
+        legend = SEED_LEGEND if any(b.role == "weight" for b in self.boxes) else ""
+        return View(title, tuple(self.boxes), tuple(self.edges.values()), tuple(blocks), direction, legend)
+
+    # -- what enters
+    def _inputs(self) -> None:
+        read = {f.target for f in self.seen.parts.flows}
+        for flow in self.flows:
+            if flow.target not in self.inside:
+                continue
+            if isinstance(flow.source, Tensor):
+                tip = f"{flow.source.type_text} · {flow.source.where}"
+                self._stub(flow.source, flow.source.label or "input", tip)
+            elif flow.source not in self.inside:
+                carried = any(v is flow.value for _, v in self.ports)
+                label = f"from {self.seen.labels[flow.source]}" + (", or the layer before" if carried else "")
+                self._stub(flow.value, label, flow.value.type_text)
+        for step in self.steps:
+            given = self.seen.given(step) if step not in read else None
+            if given is not None:
+                name = self._stub(given, given.label or given.op.title, given.type_text, "constant")
+                self._edge(name, self.seen.ids[step], self.seen.shape_text(given))
+
+    def _stub(self, key: Any, label: str, tooltip: str, role: Any = "input") -> str:
+        if key not in self.stubs:
+            self.stubs[key] = f"i{len(self.stubs)}"
+            self.boxes.append(Box(self.stubs[key], label, role, tooltip=tooltip))
+        return self.stubs[key]
+
+    # -- what passes
+    def _edge(self, source: str, target: str, label: str, kind: EdgeKind = "data") -> None:
+        """One line per pair of boxes; several values on it are labelled together."""
+        have = self.edges.get((source, target))
+        if have is not None:
+            labels = dict.fromkeys([*have.label.split("; "), label])
+            label, kind = "; ".join(x for x in labels if x), have.kind if have.kind != "data" else kind
+        self.edges[source, target] = Edge(source, target, label, kind)
+
+    def _flow(self, flow: Flow) -> None:
+        seen, label = self.seen, self.seen.shape_text(flow.value)
+        if flow.target in self.inside:
+            if isinstance(flow.source, Tensor):
+                start = self.stubs[flow.source]
+            else:
+                start = seen.ids[flow.source] if flow.source in self.inside else self.stubs[flow.value]
+            for port in self._path(flow):
+                self._edge(start, self.ports[port], label)
+                start = self.ports[port]
+            self._edge(start, seen.ids[flow.target], label, self.kinds.get(flow, "data"))
+        elif isinstance(flow.source, Step):
+            carried = self.frame[flow.source] is not None
+            key = (flow.value, "out")
+            if key not in self.stubs:
+                text = f"to {seen.labels[flow.target]}" + (", or the layer after" if carried else "")
+                self.stubs[key] = f"o{len(self.stubs)}"
+                self.late.append(Box(self.stubs[key], text, "output"))
+            self._edge(seen.ids[flow.source], self.stubs[key], label)
+
+    def _outputs(self) -> None:
+        self.boxes += self.late
+        for name, tensor in self.seen.graph.outputs.items():
+            made = self.seen.parts.source(tensor)
+            if isinstance(made, Step) and made in self.inside:
+                key = f"out{len(self.boxes)}"
+                self.boxes.append(Box(key, "output" if name == "out" else name, "output", tooltip=tensor.type_text))
+                self._edge(self.seen.ids[made], key, self.seen.shape_text(tensor))
+
+    # -- residual connections
+    def _kinds(self) -> dict[Flow, EdgeKind]:
+        """An addend that leads past the whole computation of the other one is a residual connection."""
+        import networkx as nx
+
+        into: dict[Step, list[Flow]] = {}
+        for f in self.seen.parts.flows:
+            into.setdefault(f.target, []).append(f)
+        g = nx.DiGraph([(f.source, f.target) for f in self.seen.parts.flows])
+        out: dict[Flow, EdgeKind] = {}
+        for step in self.steps:
+            arriving = into.get(step, ())
+            if step.head.op.ufunc != "add" or len(arriving) < 2:
+                continue
+            for f in arriving:
+                others = {o.source for o in arriving if o.source is not f.source}
+                if any(nx.has_path(g, f.source, o) for o in others):
+                    out[f] = "residual"
+        return out
+
+    def _ports(self) -> dict[Port, str]:
+        """A value that enters a frame both as input and as residual enters it once, through a box of its own."""
+        out: dict[Port, str] = {}
+        for flow in self.kinds:
+            frame = self.frame.get(flow.target)
+            if frame is None or self.seen.every:
+                continue
+            source = self.frame.get(flow.source) if isinstance(flow.source, Step) else None
+            if not self.seen.within(source, frame):
+                out.setdefault((frame, flow.value), f"x{len(out)}")
+        return out
+
+    def _path(self, flow: Flow) -> Iterable[Port]:
+        """The ports through which a flow enters the frames of its target, outermost first."""
+        found: list[Port] = []
+        frame = self.frame.get(flow.target)
+        while frame is not None:
+            if (frame, flow.value) in self.ports:
+                found.append((frame, flow.value))
+            frame = self.seen.parent_of(frame)
+        return reversed(found)
+
+
+__all__ = ["MOST_BOXES", "check_size", "flowchart", "opened"]
