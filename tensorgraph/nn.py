@@ -222,8 +222,12 @@ class Module:
 
     def summary(self) -> str:
         """A line per parameter: name, shape, count; and the total."""
-        rows = [(n, dims.show_shape(p.shape), dims.show(p.count), "" if p.trained else "frozen") for n, p in self.named_parameters().items()]
-        rows.append(("total", "", dims.show(self.total()), ""))
+        names: dict[str, Dim] = getattr(self, "aliases", {})
+        rows = [
+            (n, dims.show_shape(p.shape, names), dims.show(p.count, names), "" if p.trained else "frozen")
+            for n, p in self.named_parameters().items()
+        ]
+        rows.append(("total", "", dims.show(self.total(), names), ""))
         widths = [max(len(r[i]) for r in rows) for i in range(3)]
         return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows)
 

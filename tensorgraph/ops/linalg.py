@@ -73,7 +73,7 @@ def _(g: Tensor, out: Tensor, x: Tensor, y: Tensor) -> Any:
         return lambda: squeeze_sum(matmul(row, y.T), x), lambda: matmul(reshape(x, (x.shape[0], 1)), row)
     if y.ndim == 1:  # [.., T, d] @ [d] = [.., T]
         col = reshape(g, (*g.shape, 1))
-        return lambda: matmul(col, reshape(y, (1, y.shape[0]))), lambda: _flat(x).T @ reshape(g, (-1,))
+        return lambda: matmul(col, reshape(y, (1, y.shape[0]))), lambda: _flat(x).T @ (g if g.ndim == 1 else reshape(g, (-1,)))
     if y.ndim == 2:  # the weight's gradient in one product over all rows, never one per batch entry
         return lambda: matmul(g, y.T), lambda: _flat(x).T @ _flat(g)
     return lambda: matmul(g, y.T), lambda: matmul(swapaxes(x, -1, -2), g)

@@ -68,7 +68,7 @@ def widen(g: Tensor, x: Tensor, axis: tuple[int, ...], keepdims: bool) -> Tensor
 def _(g: Tensor, y: Tensor, x: Tensor, axis: Any, keepdims: bool) -> Any:
     from .movement import expand
 
-    return (expand(widen(g, x, axis, keepdims), x.shape),)
+    return (expand(g if not g.ndim else widen(g, x, axis, keepdims), x.shape),)
 
 
 def _extreme(name: str) -> Any:
