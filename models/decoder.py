@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tensorgraph.dims import Dim, canon, dim, dims, mul, symbol_name
 from tensorgraph.dtypes import dtype as to_dtype
-from tensorgraph.errors import ModelError
+from tensorgraph.errors import DataError, ModelError
 from tensorgraph.nn import Embedding, Linear, Module, ModuleList
 from tensorgraph.ops.elementwise import not_equal, sqrt, tanh, upcast
 from tensorgraph.ops.leaf import arange, dimension, full, input
@@ -123,6 +123,7 @@ class Decoder(Module):
     `config` the settings it was made from, `fields` the config's field of each size. Made by `build`.
     """
 
+    takes = ("input_ids", "attention_mask", "position_ids", "labels")
     config: Mapping[str, Any]
     binding: Mapping[str, int]
     aliases: Mapping[str, Dim]
@@ -174,11 +175,17 @@ class Decoder(Module):
             logits = tanh(logits / p.logit_softcap) * p.logit_softcap
         return logits.named("logits")
 
-    def inputs(self, names: Any) -> dict[str, Tensor]:
+    def inputs(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Inputs of the graph by transformers' names: int32 [B, T].
 
-        Raises ModelError[TG914] for a name that the model does not take.
+        Raises DataError[TG512] for a name that the model does not take, [TG501] without input_ids.
         """
+        names = list(names)
+        if unknown := [name for name in names if name not in self.takes]:
+            hint = f"it takes {', '.join(self.takes)}"
+            raise DataError("TG512", f"the model has no input called {', '.join(map(repr, unknown))}", hint=hint)
+        if "input_ids" not in names:
+            raise DataError("TG501", "no value given for input_ids", notes=["input_ids: i32[B, T]"])
         return {name: input(name, dims("B T"), "int32") for name in names}
 
     def outputs(self, labels: Tensor | None = None, **inputs: Any) -> dict[str, Tensor]:

@@ -56,6 +56,10 @@ def plan(config: Mapping[str, Any], size: Sizes) -> Plan:
     # A scale that differs by layer is a number of each layer, so the head size must be one.
     by_layer = bool(config["scale_attn_by_inverse_layer_idx"])
     d, H, k = size.heads("n_embd", "n_head", None, literal=by_layer)
+    count = size.layers("n_layer")
+    if by_layer and type(count) is not int:
+        text = "layers whose scale differs cannot be one block that is repeated"
+        raise ModelError("TG914", text, hint="build with a number of layers")
     scale = None if config["scale_attn_weights"] else 1.0
     if by_layer and scale is None:
         scale = float(k) ** -0.5
@@ -66,7 +70,7 @@ def plan(config: Mapping[str, Any], size: Sizes) -> Plan:
         H=H,
         G=H,
         k=k,
-        n=size.layers("n_layer"),
+        n=count,
         P=size("P", "n_positions"),
         positions="learned",
         longest=whole(config, "n_positions"),
