@@ -103,10 +103,10 @@ def cost(graph: Graph, binding: Any = None, *, dtype: Any = None, optimiser: str
     """What a graph costs before any pass; `binding` makes numbers of it, `dtype` replaces that of all floats.
 
     Backward figures are those of the graph's own ∂ nodes: a graph without gradients has none, a frozen part costs
-    what flows through it. Raises SizeError[TG012] for an unknown optimiser.
+    what flows through it. Raises SizeError[TG013] for an unknown optimiser.
     """
     if optimiser not in OPTIMISERS:
-        raise SizeError("TG012", f"unknown optimiser {optimiser!r}", hint=f"one of: {', '.join(OPTIMISERS)}")
+        raise SizeError("TG013", f"unknown optimiser {optimiser!r}", hint=f"one of: {', '.join(OPTIMISERS)}")
     kind = dtypes.dtype(dtype) if dtype is not None else None
     forward, backward, again, uncounted = _flops(graph)
     parameters, components = _parameters(graph)

@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 from tensorgraph.visualize.draw import LEVELS, draw
+from tensorgraph.visualize.ledger import Ledger, ledger
 from tensorgraph.visualize.picture import Picture
 from tensorgraph.visualize.theme import THEMES
 from tensorgraph.visualize.view import SEED_LEGEND, Block, Box, Edge, View, Weight
 
-__all__ = ["LEVELS", "SEED_LEGEND", "THEMES", "Block", "Box", "Edge", "Picture", "View", "Weight", "draw"]
+__all__ = [
+    "LEVELS",
+    "SEED_LEGEND",
+    "THEMES",
+    "Block",
+    "Box",
+    "Edge",
+    "Ledger",
+    "Picture",
+    "View",
+    "Weight",
+    "draw",
+    "ledger",
+]

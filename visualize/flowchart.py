@@ -112,9 +112,10 @@ class _Chart:
                 label = f"from {self.seen.labels[flow.source]}" + (", or the layer before" if carried else "")
                 self._stub(flow.value, label, flow.value.type_text)
         for step in self.steps:
-            given = self.seen.given(step) if step not in read else None
+            given = self.seen.given(step, step not in read)
             if given is not None:
-                name = self._stub(given, given.label or given.op.title, given.type_text, "constant")
+                text = given.label or (given.op.title if not given.inputs else "constants")
+                name = self._stub(given, text, given.type_text, "constant")
                 self._edge(name, self.seen.ids[step], self.seen.shape_text(given))
 
     def _stub(self, key: Any, label: str, tooltip: str, role: Any = "input") -> str:

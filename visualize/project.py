@@ -79,9 +79,10 @@ class Projection:
             frame = self.parent_of(frame)
         return frame is not None
 
-    def given(self, step: Step) -> Tensor | None:
-        """The table or range of constants that a step reads."""
-        xs = [x for n in step.nodes for x in self.parts.inputs(n) if x in self.parts.free and x.shape]
+    def given(self, step: Step, only: bool) -> Tensor | None:
+        """The table or range of constants that a step adds to its input, or, if it is its `only` source, reads."""
+        nodes = step.nodes if only else [step.head] if step.head.op.style == "elementwise" and not step.whole else []
+        xs = [x for n in nodes for x in self.parts.inputs(n) if x in self.parts.free and x.shape]
         return xs[0] if xs else None
 
     def _frames(self) -> None:
@@ -126,8 +127,8 @@ class Projection:
         times: Dim = part.times
         if layers and layers[0].times != 1:
             times = mul(times, layers[0].times)
-            while len(layers) == 1 and (inner := [i for i in layers[0].items if isinstance(i, Layer)]):
-                layers = inner
+            inner = [i for i in layers[0].items if isinstance(i, Layer)]
+            layers = inner if len(inner) == 1 else layers
         scope = layers[0].scope if layers else None
         title = "steps" if scope is None else scope.kind or scope.name
         if scope is not None and part.times == 1 and not beside and type(times) is int and scope.name:

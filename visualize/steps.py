@@ -199,14 +199,14 @@ class Steps:
         if n.op.style == "elementwise":
             if len(xs) == 1 and len(n.op.inputs) == 1 and n.op.flops is not None and n.op.flops(n, x, **n.kwargs) != 0:
                 return None  # a function of one value is a step; a cast is not
-            if step is None:
-                return None
+            if step is None or any(i.shape for i in xs if i in self.free):
+                return None  # a table that is added is seen; a number is not
             if any(map(self.is_weight, xs)) and not (step.weights and step.scope is n.scope):
                 return None
             return step
         if n.op.style == "view" or n.op.style == "loop":
             return step if step is not None else x
-        return step
+        return x if step is None and not x.dtype.is_float else step  # ids and labels that are padded or shifted
 
     def _circle(self, nodes: Iterable[Tensor]) -> set[Step]:
         """Whole layers whose step would be read by something it reads itself."""

@@ -1,0 +1,437 @@
+"""The ledger: every weight of a model in a table, with totals that add up. Text, Markdown, HTML, LaTeX, CSV, JSON.
+
+Shapes are those stored; the reading (`d → f`) stands beside. A tied weight has a row at each place where it stands and
+counts once. Weights whose names differ by numbers only, and that are alike otherwise, are one row, ×N.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tensorgraph.cost import Tally
+from tensorgraph.dims import Dim, evaluate, free, mul, show
+from tensorgraph.dims import binding as to_binding
+from tensorgraph.dtypes import DType
+from tensorgraph.errors import GraphError
+from tensorgraph.graph import Graph
+from tensorgraph.nn import Module, Parameter
+from tensorgraph.tensor import Tensor
+from tensorgraph.visualize.escape import clean
+
+COMPONENTS = ("embedding", "vision", "connector", "attention", "mlp", "norm", "head")  # others follow, by name
+OTHER = "other"
+FORMS = (".txt", ".md", ".html", ".tex", ".csv", ".json")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stored array, or one more place of it (`tied_to`), or `times` alike in as many layers.
+
+    `count` is what the row adds to the total: nothing if it is tied. `used`: the layers that read it.
+    """
+
+    name: str
+    shape: tuple[Dim, ...]
+    count: Dim
+    component: str
+    dtype: DType
+    trained: bool = True
+    tied_to: str | None = None
+    reading: str = ""
+    used: tuple[str, ...] = ()
+    times: int = 1
+    repeats: Dim = 1  # of one block that is repeated a symbolic number of times
+
+    @property
+    def bytes(self) -> Dim:
+        return mul(self.dtype.size, self.count)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The weights of a model. `binding` turns formulas into numbers where it has all sizes; `aliases` folds products.
+
+    `buffers` are tables made of constants, such as rotary positions: nothing of them is stored or trained.
+    """
+
+    model: str
+    rows: tuple[Row, ...]
+    buffers: tuple[Row, ...] = ()
+    binding: Mapping[str, int] = field(default_factory=dict)
+    aliases: Mapping[str, Dim] = field(default_factory=dict)
+
+    # -- sums
+    @property
+    def total(self) -> Dim:
+        """All weights, tied ones once."""
+        return _sum(r.count for r in self.rows)
+
+    @property
+    def trainable(self) -> Dim:
+        """Those that are trained."""
+        return _sum(r.count for r in self.rows if r.trained)
+
+    @property
+    def components(self) -> dict[str, Dim]:
+        """The total by component."""
+        return {name: _sum(r.count for r in rows) for name, rows in self.by_component().items()}
+
+    def by_component(self) -> dict[str, list[Row]]:
+        """Rows by component: the usual ones first, in the order of a forward pass."""
+        found: dict[str, list[Row]] = {}
+        for r in self.rows:
+            found.setdefault(r.component, []).append(r)
+        order = [c for c in COMPONENTS if c in found] + sorted(c for c in found if c not in COMPONENTS)
+        return {c: found[c] for c in order}
+
+    def folded(self) -> list[Row]:
+        """Rows of layers that are alike as one: `h.0…11.ln_1.weight`, ×12."""
+        groups: dict[Any, list[Row]] = {}
+        for r in self.rows:
+            pattern = re.sub(r"(?<![^.])\d+(?![^.])", "#", r.name)
+            tied = re.sub(r"(?<![^.])\d+(?![^.])", "#", r.tied_to or "")
+            key = (pattern, r.shape, r.component, r.dtype, r.trained, tied, r.reading)
+            groups.setdefault(key, []).append(r)
+        out = []
+        for rows in groups.values():
+            first = rows[0]
+            name = _span([r.name for r in rows])
+            count = _sum(r.count for r in rows)
+            tied_to = _span([r.tied_to or "" for r in rows]) or None
+            out.append(Row(name, first.shape, count, first.component, first.dtype, first.trained, tied_to,
+                           first.reading, first.used, len(rows), first.repeats))  # fmt: skip
+        return out
+
+    # -- words
+    def number(self, d: Dim) -> str:
+        """`38,597,376`, or the formula if some size is open."""
+        known = type(d) is int or free(d) <= self.binding.keys()
+        return f"{evaluate(d, self.binding):,}" if known else show(d, self.aliases)
+
+    def formula(self, d: Dim) -> str:
+        return show(d, self.aliases)
+
+    def share(self, d: Dim) -> str:
+        """Per cent of the total, if both are numbers."""
+        whole = self.total
+        if not free(d) | free(whole) <= self.binding.keys():
+            return ""
+        of = evaluate(whole, self.binding)
+        part = 100 * evaluate(d, self.binding) / of if of else 0.0
+        return "<0.1 %" if 0 < part < 0.05 else f"{part:.1f} %"
+
+    def table(self, every: bool = False) -> tuple[tuple[str, ...], list[tuple[str, ...]], list[tuple[str, ...]]]:
+        """Header, rows and totals as text; `every`: no rows folded."""
+        header = ("component", "weight", "sizes", "shape", "reading", "×", "count", "formula", "dtype", "bytes",
+                  "share", "state", "used by")  # fmt: skip
+        rows: list[tuple[str, ...]] = []
+        order = {c: i for i, c in enumerate(self.by_component())}
+        listed = list(self.rows) if every else self.folded()
+        for r in sorted(listed, key=lambda r: order[r.component]):
+            state = "trained" if r.trained else "frozen"
+            times = mul(r.times, r.repeats)
+            rows.append((
+                r.component,
+                r.name,
+                self.sizes(r),
+                self.shape(r),
+                r.reading,
+                "" if type(times) is int and times == 1 else show(times, self.aliases),
+                self.number(r.count) if r.tied_to is None else "0",
+                self.formula(r.count) if free(r.count) and r.tied_to is None else "",
+                r.dtype.short,
+                self.number(r.bytes),
+                self.share(r.count) if r.tied_to is None else "",
+                state if r.tied_to is None else f"tied to {r.tied_to}",
+                ", ".join(r.used[:3]),
+            ))  # fmt: skip
+        blank = ("",) * 4
+        for b in self.buffers:
+            rows.append(("buffer", b.name, self.sizes(b), self.shape(b), *("",) * 2, "0", "", b.dtype.short, "0", "",
+                         "computed", ", ".join(b.used[:3])))  # fmt: skip
+        whole, trained = self.total, self.trainable
+        sums = [(f"total {c}", d) for c, d in self.components.items()] + [("total", whole), ("trained", trained)]
+        if not _same(whole, trained):
+            sums.append(("frozen", _sum(r.count for r in self.rows if not r.trained)))
+        totals: list[tuple[str, ...]] = [
+            (name, "", *blank, self.number(d), self.formula(d) if free(d) else "", "", "", self.share(d), "", "")
+            for name, d in sums
+        ]
+        return header, rows, totals
+
+    def sizes(self, r: Row) -> str:
+        """The stored shape in symbols: `d, 4·d`."""
+        return ", ".join(show(d, self.aliases) for d in r.shape)
+
+    def shape(self, r: Row) -> str:
+        """The stored shape in numbers, if they are known."""
+        known = all(free(d) <= self.binding.keys() for d in r.shape)
+        return ", ".join(str(evaluate(d, self.binding)) for d in r.shape) if known else ""
+
+    # -- forms
+    def to_json(self) -> dict[str, Any]:
+        """`{"model", "total", "trainable", "components", "tensors"}`; numbers where sizes are known, else formulas."""
+
+        def number(d: Dim) -> int | str:
+            known = type(d) is int or free(d) <= self.binding.keys()
+            return evaluate(d, self.binding) if known else show(d, self.aliases)
+
+        tensors = []
+        for r in self.rows:
+            tensor: dict[str, Any] = {
+                "name": r.name,
+                "shape": [number(d) for d in r.shape],
+                "symbolic_shape": [show(d, self.aliases) for d in r.shape],
+                "count": number(r.count),
+                "component": r.component,
+            }
+            tensors.append(tensor if r.tied_to is None else {**tensor, "tied_to": r.tied_to})
+        return {
+            "model": self.model,
+            "total": number(self.total),
+            "trainable": number(self.trainable),
+            "components": {c: number(d) for c, d in self.components.items()},
+            "tensors": tensors,
+        }
+
+    def tree(self) -> Any:
+        """A `rich` tree: components, and their weights below them."""
+        from rich.table import Table
+        from rich.text import Text
+        from rich.tree import Tree
+
+        _, rows, totals = self.table()
+        sums = {t[0]: t for t in totals}
+        whole = sums["total"]
+        root = Tree(Text(" · ".join(p for p in (clean(self.model), f"{whole[6]} parameters") if p), style="bold"))
+        for component in dict.fromkeys(r[0] for r in rows):
+            about = sums.get(f"total {component}", ("",) * 13)
+            branch = root.add(Text("  ".join(p for p in (component, about[6], about[7], about[10]) if p)))
+            grid = Table.grid(padding=(0, 2))
+            for r in (r for r in rows if r[0] == component):
+                sizes = f"[{r[2]}]" + (f" ×{r[5]}" if r[5] else "")
+                state = r[11] if r[11] != "trained" else ""
+                grid.add_row(*(Text(clean(x)) for x in (r[1], sizes, r[6], r[10], state)))
+            branch.add(grid)
+        root.add(Text(f"trained {sums['trained'][6]}" + (f", frozen {sums['frozen'][6]}" if "frozen" in sums else "")))
+        return root
+
+    @property
+    def text(self) -> str:
+        """The tree as plain text."""
+        from rich.console import Console
+
+        out = io.StringIO()
+        Console(file=out, width=140, color_system=None, legacy_windows=False).print(self.tree())
+        return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+    @property
+    def markdown(self) -> str:
+        """A Markdown table."""
+        header, rows, totals = self.table()
+        right = {5, 6, 9, 10}
+        lines = [
+            "| " + " | ".join(header) + " |",
+            "|" + "|".join("--:" if i in right else "---" for i in range(len(header))) + "|",
+        ]
+        lines += ["| " + " | ".join(map(_markdown, r)) + " |" for r in rows]
+        lines += ["| " + " | ".join(f"**{_markdown(x)}**" if x else "" for x in r) + " |" for r in totals]
+        return "\n".join(lines) + "\n"
+
+    @property
+    def html(self) -> str:
+        """An HTML table, without style but for the alignment of numbers."""
+        header, rows, totals = self.table()
+        right = {5, 6, 9, 10}
+
+        def line(cells: Iterable[str], tag: str) -> str:
+            sides = [' style="text-align:right"' if i in right else "" for i in range(len(header))]
+            parts = zip(sides, cells, strict=True)
+            return "<tr>" + "".join(f"<{tag}{side}>{html.escape(clean(x))}</{tag}>" for side, x in parts) + "</tr>"
+
+        body = "\n".join(line(r, "td") for r in rows)
+        foot = "\n".join(line(r, "th") for r in totals)
+        return (
+            f"<table>\n<caption>{html.escape(clean(self.model))}</caption>\n<thead>{line(header, 'th')}</thead>\n"
+            f"<tbody>\n{body}\n</tbody>\n<tfoot>\n{foot}\n</tfoot>\n</table>\n"
+        )
+
+    @property
+    def latex(self) -> str:
+        """A LaTeX `tabular` with formulas in mathematics; needs no package."""
+        header, rows, totals = self.table()
+        keep = [i for i, name in enumerate(header) if name in ("component", "weight", "sizes", "×", "count", "share")]
+        maths = {i for i, name in enumerate(header) if name in ("sizes", "×")}
+
+        def line(cells: tuple[str, ...]) -> str:
+            return " & ".join(_maths(cells[i]) if i in maths else _latex(cells[i]) for i in keep) + r" \\"
+
+        lines = [r"\begin{tabular}{lllrrr}", r"\hline", " & ".join(_latex(header[i]) for i in keep) + r" \\", r"\hline"]
+        lines += [*(line(r) for r in rows), r"\hline", *(line(r) for r in totals), r"\hline", r"\end{tabular}"]
+        return "\n".join(lines) + "\n"
+
+    @property
+    def csv(self) -> str:
+        """Every weight on a line of its own, unfolded, numbers without separators."""
+        out = io.StringIO()
+        write = csv.writer(out, lineterminator="\n")
+        write.writerow(("name", "component", "symbolic_shape", "shape", "count", "dtype", "bytes", "trained", "tied_to",
+                        "reading", "used_by"))  # fmt: skip
+        for r in self.rows:
+            cells = (r.name, r.component, self.sizes(r), self.shape(r), self.number(r.count).replace(",", ""),
+                     r.dtype.name, self.number(r.bytes).replace(",", ""), str(r.trained).lower(), r.tied_to or "",
+                     r.reading, " ".join(r.used))  # fmt: skip
+            write.writerow([_cell(c) for c in cells])
+        return out.getvalue()
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the form of the suffix; the path written. Raises GraphError[TG386] for an unknown suffix."""
+        path = Path(path)
+        made = {
+            ".txt": lambda: self.text,
+            ".md": lambda: self.markdown,
+            ".html": lambda: self.html,
+            ".tex": lambda: self.latex,
+            ".csv": lambda: self.csv,
+            ".json": lambda: json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n",
+        }.get(path.suffix.lower())
+        if made is None:
+            raise GraphError("TG386", f"no table format is named {path.suffix!r}", hint=f"one of: {' '.join(FORMS)}")
+        path.write_text(made(), encoding="utf-8")
+        return path
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"text/plain": self.text, "text/html": self.html, "text/markdown": self.markdown}
+
+
+def ledger(what: Any, binding: Any = None, *, name: str | None = None) -> Ledger:
+    """The ledger of a module, a graph or a loaded model; `binding` gives sizes beside those the model brings.
+
+    Raises GraphError[TG393] for anything else.
+    """
+    source = getattr(what, "model", what)
+    bound = {**(getattr(source, "binding", None) or {}), **to_binding(binding)}
+    if isinstance(source, Module):
+        aliases = dict(getattr(source, "aliases", None) or {})
+        title = name or str(getattr(source, "config", {}).get("model_type") or type(source).__name__)
+        return Ledger(title, tuple(_from_module(source, aliases)), (), bound, aliases)
+    if isinstance(source, Graph):
+        rows, buffers = _from_graph(source)
+        return Ledger(name or source.name, tuple(rows), tuple(buffers), bound, source.aliases)
+    raise GraphError("TG393", f"a {type(what).__name__} has no weights", hint="a module, a graph or a loaded model has")
+
+
+def _from_module(module: Module, aliases: Mapping[str, Dim]) -> Iterable[Row]:
+    uses = module.uses()
+    for name, p in module.named_parameters().items():
+        places = [path.rpartition(".")[0] for path in uses[name]]
+        component, reading = p.component or OTHER, _reading(p, aliases)
+        yield Row(name, p.shape, p.count, component, p.dtype, p.trained, None, reading, tuple(places), 1, p.times)
+        for path in uses[name][1:]:
+            where = path.rpartition(".")[0]
+            yield Row(module.rename(path), p.shape, 0, component, p.dtype, p.trained, name, reading, (where,))
+
+
+def _from_graph(graph: Graph) -> tuple[list[Row], list[Row]]:
+    used: dict[Tensor, dict[str, None]] = {}
+    constant: set[Tensor] = set()
+    tables: dict[Tensor, dict[str, None]] = {}
+    for node in graph.nodes:
+        if node.op.style not in ("input", "weight") and not node.op.effect and all(x in constant for x in node.inputs):
+            constant.add(node)
+            continue
+        for x in node.inputs:
+            if not node.scope.backward and x.op.style == "weight":
+                used.setdefault(x, {})[node.scope.path or node.op.name] = None
+            if x in constant and x.dtype.is_float and x.ndim > 1 and not node.scope.backward:
+                tables.setdefault(x, {})[node.scope.path or node.op.name] = None
+    rows = [
+        Row(n, t.shape, mul(t.size, t.scope.times), t.attrs.get("component") or OTHER, t.dtype,
+            bool(t.attrs.get("trained", True)), None, "", tuple(used.get(t, ())), 1, t.scope.times)
+        for n, t in graph.params.items()
+    ]  # fmt: skip
+    buffers = [
+        Row(_made_by(t), t.shape, 0, "buffer", t.dtype, False, None, "", tuple(w)) for t, w in tables.items()
+    ]
+    return rows, buffers
+
+
+def _made_by(table: Tensor) -> str:
+    """A table's name, or the op that made it, behind casts and views."""
+    while not table.label and len(table.inputs) == 1 and (table.op.view or table.op.name == "cast"):
+        table = table.inputs[0]
+    return table.label or table.op.title
+
+
+def _reading(p: Parameter, aliases: Mapping[str, Dim]) -> str:
+    """How a matrix is read, `d → f`, whichever way it is stored."""
+    if len(p.shape) != 2 or not p.reading:
+        return p.reading
+    first, last = (show(d) for d in p.shape)
+    a, b = (show(d, aliases) for d in p.shape)
+    return f"{b} → {a}" if p.reading == f"{last} → {first}" else f"{a} → {b}"
+
+
+def _sum(sizes: Iterable[Dim]) -> Dim:
+    total = Tally()
+    for d in sizes:
+        total.add(d)
+    return total.total()
+
+
+def _same(a: Dim, b: Dim) -> bool:
+    return a is b or (type(a) is int and type(b) is int and a == b)
+
+
+def _span(names: list[str]) -> str:
+    """One name for names that differ in numbers: `h.0…11.ln_1.weight`."""
+    pairs = zip(names[0].split("."), names[-1].split("."), strict=True)
+    return ".".join(a if a == b else f"{a}…{b}" for a, b in pairs)
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\`*_{}\[\]<>|~$])", r"\\\1", clean(text))
+
+
+def _cell(text: str) -> str:
+    """A CSV cell that no spreadsheet takes for a formula."""
+    text = clean(text)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "_": r"\_", "%": r"\%", "$": r"\$", "#": r"\#", "&": r"\&",
+    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "×": r"$\times$", "·": r"$\cdot$", "→": r"$\to$",
+    "…": r"\dots{}",
+}  # fmt: skip
+_POWERS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+
+
+def _latex(text: str) -> str:
+    out = "".join(_LATEX.get(c, c) for c in clean(text))
+    return re.sub(r"([⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)", lambda m: f"$^{{{m[1].translate(_POWERS)}}}$", out)
+
+
+def _maths(text: str) -> str:
+    """A size as mathematics: `4·d` -> $4 \\cdot d$."""
+    if not text:
+        return ""
+    inner = clean(text).replace("\\", "").replace("$", "").replace("{", "").replace("}", "")
+    inner = re.sub(r"([⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)", lambda m: f"^{{{m[1].translate(_POWERS)}}}", inner)
+    inner = re.sub(r"[^\W\d]\w+", lambda m: rf"\mathit{{{m[0]}}}".replace("_", r"\_"), inner)
+    return "$" + inner.replace("·", r" \cdot ").replace("×", r"\times ").replace("#", r"\#").replace("%", r"\%") + "$"
+
+
+__all__ = ["FORMS", "Ledger", "Row", "ledger"]
