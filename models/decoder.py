@@ -154,14 +154,14 @@ class Decoder(Module):
         `attention_mask` [B, T] is 0 at padding ([B, C] with a cache); `position_ids` [B, T] default to 0 .. T - 1.
         """
         p, T = self.plan, input_ids.shape[1]
-        places = position_ids
-        if places is None and (cache is not None or p.positions != "learned"):
-            places = arange(size=T) if cache is None else arange(size=T) + cache.position
+        counted = arange(size=T) if cache is None else arange(size=T) + cache.position
+        places = counted if position_ids is None else position_ids
         x = self.embed(input_ids)
         if p.scaled_embedding:
             x = x * (float(p.d) ** 0.5 if type(p.d) is int else sqrt(dimension(p.d, x.dtype)))
         if p.positions == "learned":
-            x = x + self.positions(places, T)
+            first = position_ids is None and cache is None
+            x = x + self.positions(None if first else places, T)
         elif p.positions == "sinusoidal":
             x = x + sinusoidal(places, p.d, x.dtype)
         context = Context(mask=_visible(attention_mask), cache=cache)
