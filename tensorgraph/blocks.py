@@ -228,13 +228,16 @@ class Fold:
     def text(self) -> str:
         """What repeats, a line per stretch: `(5 a + 1 b) ×8`; and what is left out of a repetition, with the reason."""
         lines = []
+        said: set[str] = set()
         for layer, part in self.repeats():
             if not part.telling:
                 continue
             where = layer.scope.path if layer.scope is not None and layer.scope.path else self.graph.name
             mark = "∂" if layer.scope is not None and layer.scope.backward else ""
             lines.append(f"{mark}{where}: {pattern_text(part)}")
-            lines += [f"    left out: {name}: {why}" for name, why in left_out(layer, part)]
+            odd = [(name, why) for name, why in left_out(layer, part) if mark + name not in said]
+            lines += [f"    left out: {name}: {why}" for name, why in odd]
+            said.update(mark + name for name, _ in odd)
         return "\n".join(lines)
 
 

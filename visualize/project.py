@@ -185,7 +185,7 @@ class Projection:
     def _label(self, step: Step, alone: bool) -> str:
         head, scope = step.head, step.scope
         if self.every:
-            return head.label or head.op.title
+            return head.op.title
         if head in self.parts.origin:
             return head.label.replace("_", " ") if head.op.style == "matmul" and head.label else head.op.title
         if step.whole or (step.weights and alone and scope.name and not scope.name.isdigit()):
@@ -216,7 +216,8 @@ class Projection:
 
     def _lines(self, step: Step, origin: Tensor) -> tuple[str, ...]:
         if self.every:
-            return (self.shape(step.head.shape) or "scalar",) if step.head.specs is None else ()
+            shape = () if step.head.specs is not None else (self.shape(step.head.shape) or "scalar",)
+            return (step.head.label, *shape) if step.head.label else shape
         if origin is not step.head and step is self.parts.of.get(self._first(origin)):
             return _settings(origin)
         return ()
@@ -243,7 +244,7 @@ class Projection:
                 return (Weight(name, " + ".join(parts), count, trained.pop()),)
         out = []
         for p, own in zip(read, owned, strict=True):
-            tied = None if own else self.labels[self.owners[p]]
+            tied = None if own else short_name(p.label) if self.every else self.labels[self.owners[p]]
             label = short_name(p.label) if len(read) > 1 else name
             out.append(
                 Weight(label, self.shape(p.shape), self.number(p.size), bool(p.attrs.get("trained", True)), tied)
