@@ -1,0 +1,284 @@
+"""The commands. Each imports what it needs when it runs, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PIPED_WIDTH = 160  # columns where the output is no terminal: tables are then read by programs, not folded
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Write a model once, as a graph whose sizes may be symbols; read every other fact off that graph.",
+    epilog="MODEL is a preset (see `tensorgraph list`), a checkpoint folder, a config.json, a GGUF file, or "
+    "file.py:callable for your own model. Sizes are given as -d B=2 -d T=5.",
+)
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Preset, checkpoint folder, config.json, GGUF file, or file.py:callable.")
+]
+Sizes = Annotated[
+    list[str] | None, typer.Option("-d", "--dim", metavar="NAME=SIZE", help="A size; may be given several times.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def console(stderr: bool = False) -> Console:
+    """Where results go (or progress and errors): colours and width as the terminal has them, none when piped."""
+    from rich.console import Console
+
+    found = Console(stderr=stderr, highlight=False)
+    if not found.is_terminal and "COLUMNS" not in found._environ:
+        found = Console(stderr=stderr, highlight=False, width=PIPED_WIDTH)
+    return found
+
+
+def print_json(data: Any) -> None:
+    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+@app.callback(invoke_without_command=True)
+def options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from tensorgraph import __version__
+
+        print(f"tensorgraph {__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog="Example: tensorgraph demo")
+def demo(
+    step: Annotated[str | None, typer.Argument(metavar="[STEP]", help="Only this step of the tour.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the files that the tour writes.")] = Path("out/demo"),
+) -> None:
+    """The tour: one small model followed number by number, then a large one as symbols."""
+    from . import demo as tour
+
+    tour.run(console(), out, step)
+
+
+@app.command("list", epilog="Example: tensorgraph list --json")
+def list_(as_json: Json = False) -> None:
+    """Presets, with their totals."""
+    from tensorgraph import models
+
+    from . import tables
+
+    rows = []
+    for name in models.presets.names():
+        model = models.build(name, symbolic=False)
+        count, trained = model.total(), model.total(True)
+        cls = models.presets.config(name)["architectures"][0]
+        rows.append({"model": name, "total": count, "trainable": trained, "architecture": cls})
+    if as_json:
+        return print_json(rows)
+    console().print(tables.presets(rows))
+
+
+@app.command(epilog="Example: tensorgraph params gpt2 -d n=24")
+def params(
+    model: Model,
+    d: Sizes = None,
+    tied: Annotated[bool, typer.Option("--tied", help="Let the head share the embedding's weight.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="A row for every layer, not one for layers that repeat.")
+    ] = False,
+    out: Annotated[
+        list[Path] | None, typer.Option("-o", "--out", help="A file instead: md, html, tex, csv, json, txt.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Every weight: name, symbolic shape, shape, count; totals by component."""
+    from tensorgraph.visualize import ledger
+
+    from . import tables
+    from .target import open_target
+
+    target = open_target(model, d, {"tie_word_embeddings": True} if tied else None)
+    target.check_sizes(("B", "T") if target.graph is None else target.graph.symbols)
+    found = ledger(target.module if target.module is not None else target.graph, target.binding, name=target.name)
+    for path in out or ():
+        print(found.save(path))
+    if as_json:
+        return print_json(found.to_json())
+    if not out:
+        screen = console()
+        screen.print(tables.weights(found, every))
+        screen.print()
+        screen.print(tables.totals(found))
+
+
+@app.command(epilog="Example: tensorgraph show mini-268 --backward -d B=2")
+def show(
+    model: Model,
+    d: Sizes = None,
+    backward: Annotated[bool, typer.Option("--backward", help="The loss and its gradients too.")] = False,
+) -> None:
+    """The typed text form of the graph: a line per node with its type, layer and line."""
+    from .target import open_target
+
+    target = open_target(model, d)
+    sys.stdout.write(f"{target.sized(target.trace(gradients=backward))}\n")
+
+
+@app.command(epilog="Example: tensorgraph check gpt2 -d B=2 -d T=5")
+def check(
+    model: Model,
+    d: Sizes = None,
+    only_wrong: Annotated[bool, typer.Option("--only-wrong", help="Only what is not right.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Every kind of node, not only the worst ones.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Of the values and directions.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Shapes, obligations and gradients. Exit status 1 if a gradient is wrong.
+
+    Gradients are compared with complex-step derivatives in float64, at small distinct sizes unless sizes are given.
+    """
+    from .check import check_model
+    from .target import open_target
+
+    if not check_model(open_target(model, d), console(), seed, only_wrong=only_wrong, every=every, as_json=as_json):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: tensorgraph cost gpt2 -d B=1 -d T=1024")
+def cost(
+    model: Model,
+    d: Sizes = None,
+    forward: Annotated[bool, typer.Option("--forward", help="Without the backward pass and the optimiser.")] = False,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Of all floats, in place of the model's own.")] = None,
+    formulas: Annotated[bool, typer.Option("--formulas", help="Formulas, not numbers.")] = False,
+    as_json: Json = False,
+) -> None:
+    """FLOPs, bytes and parameters of a training step, before anything runs; formulas where a size has no value."""
+    from tensorgraph.cost import cost as cost_of
+
+    from . import tables
+    from .target import open_target
+
+    target = open_target(model, d)
+    graph = target.trace(gradients=not forward)
+    target.check_sizes(graph.symbols)
+    found = cost_of(graph, dtype=dtype, optimiser="none" if forward else "adamw")
+    if not formulas and set(graph.symbols) <= target.binding.keys():
+        found = found.bind({n: v for n, v in target.binding.items() if n in graph.symbols})
+    if as_json:
+        return print_json({"model": target.name, **found.to_dict()})
+    screen = console()
+    screen.print(tables.costs(found))
+    if found.uncounted:
+        screen.print(f"not counted: {', '.join(found.uncounted)}", markup=False)
+
+
+@app.command(epilog="Example: tensorgraph draw gpt2 -o gpt2.svg -o gpt2.mmd")
+def draw(
+    model: Model,
+    out: Annotated[
+        list[Path], typer.Option("-o", "--out", help="File; its suffix says the format: svg, png, mmd, dot, txt.")
+    ],
+    d: Sizes = None,
+    level: Annotated[str, typer.Option("--level", help="seed, flowchart, block, ops or backward.")] = "flowchart",
+    theme: Annotated[str, typer.Option("--theme", help="seed, light, dark or mono.")] = "seed",
+    shapes: Annotated[bool, typer.Option("--shapes", help="Label edges with shapes.")] = False,
+    unfold: Annotated[bool, typer.Option("--unfold", help="Draw every layer, not one for layers that repeat.")] = False,
+) -> None:
+    """A picture of the graph: steps that carry weights highlighted, repeated blocks once."""
+    from tensorgraph.visualize.draw import draw as picture_of
+
+    from .target import open_target
+
+    target = open_target(model, d)
+    target.check_sizes(("B", "T") if target.graph is None else target.graph.symbols)
+    picture = picture_of(target, level, theme=theme, shapes=shapes, unfold=unfold)  # type: ignore[arg-type]
+    for path in out:
+        print(f"{picture.save(path)}")
+
+
+@app.command(epilog='Example: tensorgraph generate checkpoint/ "Once upon a time" -n 40 --temperature 0.8')
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help='The text to go on from; "-" reads it from standard input.')],
+    count: Annotated[int, typer.Option("-n", "--tokens", help="Tokens to make, at most.")] = 20,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sample; 0 or none of these options: the likeliest.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest tokens that make up p.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+) -> None:
+    """The prompt and its continuation, printed as it is made."""
+    from tensorgraph.errors import DataError, ModelError
+    from tensorgraph.models import from_pretrained, presets
+
+    if model in presets.names() and not Path(model).exists():
+        raise ModelError(
+            "TG935",
+            f"{model} is a preset: it has sizes, but no values",
+            hint=f"give a checkpoint, or train one: tensorgraph train {model} --text FILE --steps 200 --out DIR",
+        )
+    text = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
+    if not text:
+        raise DataError("TG520", "the prompt is empty", hint="give at least one token to go on from")
+    net = from_pretrained(model)
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    pieces = net.stream(text, count, **settings)
+    first = next(pieces, "")  # what is wrong with the prompt is said before anything is printed
+    sys.stdout.write(text + first)
+    for piece in pieces:
+        sys.stdout.flush()
+        sys.stdout.write(piece)
+    sys.stdout.write("\n")
+
+
+@app.command(
+    epilog="Example: tensorgraph train gpt2 --text pydoc --steps 400 --out out/pydoc -d d=64 -d H=4 -d n=2 -d T=64"
+)
+def train(
+    model: Model,
+    text: Annotated[
+        str, typer.Option("--text", help='A text file, or "pydoc": the Python documentation inside Python.')
+    ],
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps in all.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the model, its checkpoint and its curve.")
+    ] = None,
+    d: Sizes = None,
+    vocab: Annotated[
+        int, typer.Option(help="Tokens of the BPE that is trained where the model has no tokenizer.")
+    ] = 512,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    seed: Annotated[int, typer.Option(help="Of the first values and of the batches.")] = 0,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew where --out holds an earlier run.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train on a text: batches of B windows of T tokens, AdamW, a held-out part, a loss curve.
+
+    Stops with Ctrl-C, keeping all; the same command goes on from there. What lies in --out afterwards is a checkpoint
+    that `generate`, `params` and from_pretrained read.
+    """
+    from .target import open_target
+    from .training import run
+
+    done = run(
+        open_target(model, d),
+        text,
+        steps,
+        out,
+        vocab=vocab,
+        lr=lr,
+        seed=seed,
+        restart=restart,
+        console=console(stderr=True),
+    )
+    if as_json:
+        print_json(done)

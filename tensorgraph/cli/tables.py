@@ -1,0 +1,81 @@
+"""Tables of the command line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from tensorgraph.dims import Dim, free, mul, show
+
+if TYPE_CHECKING:
+    from tensorgraph.cost import Cost
+    from tensorgraph.visualize import Ledger
+
+
+def plain(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    """A table without lines; `right` names the columns of numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return table
+
+
+def presets(rows: list[dict[str, Any]]) -> Table:
+    """A row per preset."""
+    table = plain("preset", "parameters", "architecture", right=("parameters",))
+    for row in rows:
+        frozen = "" if row["trainable"] == row["total"] else f" ({row['trainable']:,} of them trained)"
+        table.add_row(row["model"], f"{row['total']:,}", row["architecture"] + frozen)
+    return table
+
+
+def weights(ledger: Ledger, every: bool = False) -> Table:
+    """A row per weight; layers that are alike are one row, ×N, unless `every`."""
+    table = plain("weight", "sizes", "shape", "×", "count", "component", right=("×", "count"))
+    for r in ledger.rows if every else ledger.folded():
+        times = (
+            "" if r.times == 1 and type(r.repeats) is int and r.repeats == 1 else ledger.formula(r.times * r.repeats)
+        )
+        state = r.component + ("" if r.trained else ", frozen")
+        table.add_row(
+            Text(r.name),
+            Text(f"[{ledger.sizes(r)}]", style="cyan"),
+            Text(f"[{ledger.shape(r)}]" if ledger.shape(r) or not r.shape else ""),
+            "" if times == "1" else times,
+            "tied" if r.tied_to else ledger.number(r.count),
+            Text(f"= {r.tied_to}" if r.tied_to else state),
+        )
+    return table
+
+
+def totals(ledger: Ledger) -> Table:
+    """Totals by component, with share and formula; then of all, and of those that are trained."""
+    table = plain("component", "count", "share", "formula", right=("count", "share"))
+
+    def row(name: str, size: Dim, style: str = "") -> None:
+        formula = Text(ledger.formula(size) if free(size) else "", style="cyan")
+        table.add_row(Text(name), ledger.number(size), ledger.share(size), formula, style=style)
+
+    for name, size in ledger.components.items():
+        row(name, size)
+    row("total", ledger.total, "bold")
+    if ledger.number(ledger.trainable) != ledger.number(ledger.total):
+        row("trainable", ledger.trainable, "bold")
+    return table
+
+
+def costs(found: Cost) -> Table:
+    """What a graph costs: counts, FLOPs, bytes; numbers or formulas."""
+    known = all(type(d) is int for _, _, d in found.rows())
+    table = plain("", "what", "amount", right=("amount",) if known else ())
+    above = ""
+    for group, what, size in found.rows():
+        amount = f"{size:,}" if type(size) is int else show(size, found.aliases)
+        table.add_row(Text(group if group != above else "", style="bold"), Text(what), Text(amount))
+        above = group
+    return table
+
+
+__all__ = ["costs", "plain", "presets", "totals", "weights"]
