@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tensorgraph.errors import ModelError
+from tensorgraph.nn import Parameter
 
 from . import presets
 from .decoder import Decoder, Planner, Sizes
@@ -42,6 +43,10 @@ class Architecture:
         model = Decoder(self.plan(settings, sizes))
         model.names, model.config, model.binding, model.aliases = self.names, settings, sizes.binding, sizes.aliases
         model.fields = sizes.fields
+        for _, m in model.modules():  # how `init` draws matrices and tables: the field that transformers reads, too
+            for p in vars(m).values():
+                if isinstance(p, Parameter) and p.init == "normal":
+                    p.std = float(settings.get("initializer_range", p.std))
         return model
 
 

@@ -18,6 +18,7 @@ DEFAULTS: dict[str, Any] = {
     "layer_norm_epsilon": 1e-5,
     "activation_function": "gelu_pytorch_tanh",
     "frozen_embedding": False,
+    "initializer_range": 0.5,  # 1/sqrt(d) at d = 4: GPT-2's 0.02 would drown a frozen table in the positions
     "tie_word_embeddings": False,
 }
 

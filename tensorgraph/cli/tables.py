@@ -35,9 +35,7 @@ def weights(ledger: Ledger, every: bool = False) -> Table:
     """A row per weight; layers that are alike are one row, ×N, unless `every`."""
     table = plain("weight", "sizes", "shape", "×", "count", "component", right=("×", "count"))
     for r in ledger.rows if every else ledger.folded():
-        times = (
-            "" if r.times == 1 and type(r.repeats) is int and r.repeats == 1 else ledger.formula(r.times * r.repeats)
-        )
+        times = ledger.formula(mul(r.times, r.repeats))
         state = r.component + ("" if r.trained else ", frozen")
         table.add_row(
             Text(r.name),
