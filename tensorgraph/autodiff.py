@@ -6,9 +6,11 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from . import dims
 from .errors import GradError
 from .op import operand
-from .ops.elementwise import add, cast as cast_
+from .ops.elementwise import add
+from .ops.elementwise import cast as cast_
 from .ops.leaf import INPUT, const, full
 from .ops.movement import sum_to
 from .tensor import PICK, Tensor, as_tensor, at, make, picks, topological
@@ -21,22 +23,36 @@ def grad(y: Tensor, wrt: Any, cotangent: Any = None, *, unused: str = "error") -
     Raises GradError[TG401] if y is no scalar and no cotangent is given, [TG402] for an unused tensor,
     [TG403] for one that is not floating, [TG404] for an op without a rule.
     """
+    y = as_tensor(y)
     if not y.dtype.is_float:
         raise GradError("TG403", f"a gradient of {y.dtype} values does not exist", operands=[operand(y, "y")])
     if cotangent is None:
         if y.shape:
-            raise GradError("TG401", "grad needs a scalar", operands=[operand(y, "y")], hint="y.sum(), or give a cotangent of y's shape")
+            raise GradError(
+                "TG401",
+                "grad needs a scalar",
+                operands=[operand(y, "y")],
+                hint="y.sum(), or give a cotangent of y's shape",
+            )
         cotangent = const(1.0, y.dtype)
     return vjp([y], wrt, [as_tensor(cotangent, y.dtype)], unused=unused)
 
 
 def vjp(ys: list[Tensor], wrt: Any, cotangents: list[Tensor], *, unused: str = "error") -> Any:
     """Cotangents of `wrt` for given cotangents of `ys`, in the structure of `wrt` (tensor, Parameter, list, tuple, dict)."""
+    if unused not in ("error", "none", "zero"):
+        raise GradError("TG406", f'unused must be "error", "none" or "zero", not {unused!r}')
+    for y, c in zip(ys, cotangents, strict=True):
+        if not dims.same_shape(y.shape, c.shape):
+            text = f"a cotangent must have the shape of its value, {dims.show_shape(y.shape)}"
+            raise GradError("TG407", text, operands=[operand(y, "y"), operand(c, "cotangent")])
     flat: list[Tensor] = []
     spec = _flatten(wrt, flat)
     for x in flat:
         if not x.dtype.is_float:
-            raise GradError("TG403", f"a gradient with respect to {x.dtype} values does not exist", operands=[operand(x, "x")])
+            raise GradError(
+                "TG403", f"a gradient with respect to {x.dtype} values does not exist", operands=[operand(x, "x")]
+            )
     found = backward(ys, flat, cotangents)
     grads: list[Tensor | None] = []
     for x in flat:
@@ -97,7 +113,10 @@ class Adjoint:
 
 
 def backward(
-    ys: Iterable[Tensor], wrt: Iterable[Tensor], cotangents: Iterable[Tensor], trace: dict[Tensor, Adjoint] | None = None
+    ys: Iterable[Tensor],
+    wrt: Iterable[Tensor],
+    cotangents: Iterable[Tensor],
+    trace: dict[Tensor, Adjoint] | None = None,
 ) -> dict[Tensor, Tensor]:
     """Cotangents of those of `wrt` that the gradient reaches. Iterative; each node's rule runs once.
 
@@ -183,7 +202,10 @@ def cotangents_of(node: Tensor, g: Any, needs: list[bool]) -> list[Tensor | None
         result = [r for r, p in zip(result, op.inputs, strict=False) if p.name not in absent]
     out = list(result)[: len(node.inputs)]
     out += [None] * (len(node.inputs) - len(out))
-    return [r() if need and callable(r) and not isinstance(r, Tensor) else (r if need and isinstance(r, Tensor) else None) for r, need in zip(out, needs, strict=True)]
+    return [
+        r() if need and callable(r) and not isinstance(r, Tensor) else (r if need and isinstance(r, Tensor) else None)
+        for r, need in zip(out, needs, strict=True)
+    ]
 
 
 overrides: dict[str, Callable[..., Any]] = {}  # tg.testing.override puts wrong rules here, and takes them away again
@@ -237,7 +259,11 @@ def _vjp_of_body(node: Tensor, g: Any, needs: list[bool]) -> list[Tensor | None]
     twin = node.scope.twin
     for t in template.order:
         if t not in swap:
-            swap[t] = make(t.op, tuple([swap[i] for i in t.inputs]), t.attrs, twin, node.loc, (t.shape, t.dtype, t.specs)) if t.inputs or not t.op.leaf else t
+            swap[t] = (
+                make(t.op, tuple([swap[i] for i in t.inputs]), t.attrs, twin, node.loc, (t.shape, t.dtype, t.specs))
+                if t.inputs or not t.op.leaf
+                else t
+            )
     return [None if r is None else swap[r] for r in template.result]
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +14,9 @@ from .errors import BackendError, DataError, GraphError, StateError
 from .graph import Graph
 from .op import operand
 from .optim import Optimizer
-from .passes import memory, program as programs, rewrite
-from .tensor import Tensor, as_tensor, topological
+from .passes import memory, rewrite
+from .passes import program as programs
+from .tensor import Tensor, as_tensor
 
 BACKENDS = ("auto", "numpy", "cupy")
 
@@ -46,7 +46,9 @@ def compile(
         raise BackendError("TG700", f"unknown backend {backend!r}", hint="one of " + ", ".join(BACKENDS))
     if debug not in (None, "nonfinite"):
         raise BackendError("TG700", f"unknown debug mode {debug!r}", hint='debug="nonfinite"')
-    options = _Options("numpy" if backend == "auto" else backend, dims.binding(binding) if binding else {}, debug, trace, name)
+    options = _Options(
+        "numpy" if backend == "auto" else backend, dims.binding(binding) if binding else {}, debug, trace, name
+    )
     if isinstance(outputs, Graph):
         outputs, options = outputs.outputs, options._replace(name=outputs.name)
     tree, flat = _flatten(outputs)
@@ -96,7 +98,14 @@ def _unflatten(tree: Any, values: Mapping[str, Any]) -> Any:
 class Compiled:
     """A compiled graph. `.source` is the code that runs; `.program` the schedule; `.memory(binding)` the plan."""
 
-    def __init__(self, flat: dict[str, Tensor], tree: Any, options: _Options, donate: dict[str, str], keys: Mapping[Tensor, str] | None = None) -> None:
+    def __init__(
+        self,
+        flat: dict[str, Tensor],
+        tree: Any,
+        options: _Options,
+        donate: dict[str, str],
+        keys: Mapping[Tensor, str] | None = None,
+    ) -> None:
         self.graph = Graph(flat, name=options.name)
         self.tree, self.options = tree, options
         leaves = {**self.graph.inputs, **self.graph.params}
@@ -106,7 +115,11 @@ class Compiled:
             if out not in flat or leaf not in by_key:
                 raise GraphError("TG311", f"cannot donate {leaf!r} to {out!r}: no such input or output")
             if not dims.same_shape(flat[out].shape, by_key[leaf].shape) or flat[out].dtype != by_key[leaf].dtype:
-                raise GraphError("TG311", f"{out!r} cannot overwrite {leaf!r}: their types differ", operands=[operand(flat[out], out), operand(by_key[leaf], leaf)])
+                raise GraphError(
+                    "TG311",
+                    f"{out!r} cannot overwrite {leaf!r}: their types differ",
+                    operands=[operand(flat[out], out), operand(by_key[leaf], leaf)],
+                )
         self.donate = {out: by_key[leaf] for out, leaf in donate.items()}
         self.outputs = self._passes(dict(flat))
         self.program = programs.lower(self.outputs, self.keys, self.donate)
@@ -185,7 +198,11 @@ class Compiled:
             for key, a in source.items():
                 v = leaves.get(key)
                 if v is not None:
-                    P[key] = a if type(a) is np.ndarray and a.dtype == v.dtype.np else _coerce(key, a, v.node, key in self.donate_keys)
+                    P[key] = (
+                        a
+                        if type(a) is np.ndarray and a.dtype == v.dtype.np
+                        else _coerce(key, a, v.node, key in self.donate_keys)
+                    )
         if len(P) < len(leaves) or any(n not in leaves and n not in self.graph.inputs for n in inputs):
             self._missing(P, inputs)
         results = self.run(P)
@@ -203,14 +220,20 @@ class Compiled:
             import difflib
 
             near = difflib.get_close_matches(unknown[0], list(by_key), 3)
-            raise DataError("TG501", f"{self.options.name} has no input called {unknown[0]}", hint=f"did you mean {', '.join(near)}?" if near else None)
+            raise DataError(
+                "TG501",
+                f"{self.options.name} has no input called {unknown[0]}",
+                hint=f"did you mean {', '.join(near)}?" if near else None,
+            )
         missing = [n for n in self.program.leaves if n not in P]
         if missing:
             raise DataError(
                 "TG501",
                 f"no value given for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}",
                 notes=[f"{n}: {by_key[n].type_text}" for n in missing[:4]],
-                hint="parameters come first, as a dict: f(params, x=...)" if by_key[missing[0]].op.name == "param" else None,
+                hint="parameters come first, as a dict: f(params, x=...)"
+                if by_key[missing[0]].op.name == "param"
+                else None,
             )
 
     def run(self, P: dict[str, Any]) -> dict[str, Any]:
@@ -231,7 +254,11 @@ class Compiled:
         return dict(zip(self.results, results, strict=True))
 
     def _bind(self, P: Mapping[str, Any]) -> tuple[Any, dict[str, int], list[str]]:
-        names = {self.keys[t]: n for n, t in (*self.graph.inputs.items(), *self.graph.params.items()) if self.keys[t] in self.program.leaves}
+        names = {
+            self.keys[t]: n
+            for n, t in (*self.graph.inputs.items(), *self.graph.params.items())
+            if self.keys[t] in self.program.leaves
+        }
         binding = self.graph.infer_binding({names[k]: a for k, a in P.items()}, self.options.binding, partial=True)
         self.graph.check_binding(binding)
         ranged = [n for n in self.graph.data_ranges if self.keys[self.graph.inputs[n]] in P]
@@ -242,14 +269,18 @@ class Compiled:
         try:
             space = xp.cupy()
         except ImportError:
-            raise BackendError("TG703", "backend 'cupy' needs CuPy and a GPU", hint="pip install tensorgraph[cuda]") from None
+            raise BackendError(
+                "TG703", "backend 'cupy' needs CuPy and a GPU", hint="pip install tensorgraph[cuda]"
+            ) from None
         by_key = {k: t for t, k in self.keys.items()}
         given = {by_key[k]: space.asarray(a) for k, a in P.items()}
         values = interpret.evaluate(self.outputs.values(), given, binding, space)
         out = {}
         for name, value in zip(self.outputs, values, strict=True):
             if name in self.program.donated:
-                P[self.program.donated[name]][...] = value.get() if isinstance(P[self.program.donated[name]], np.ndarray) else value
+                P[self.program.donated[name]][...] = (
+                    value.get() if isinstance(P[self.program.donated[name]], np.ndarray) else value
+                )
             else:
                 out[name] = value.get()
         return out
@@ -262,7 +293,10 @@ class Compiled:
             return
         t = k.node
         bad = "nan" if np.isnan(array).any() else "inf"
-        notes = [f"input {i}: {v.node.path or v.node.op.name} {v.dtype.short}{dims.show_shape(v.shape)}" for i, v in enumerate(k.inputs)]
+        notes = [
+            f"input {i}: {v.node.path or v.node.op.name} {v.dtype.short}{dims.show_shape(v.shape)}"
+            for i, v in enumerate(k.inputs)
+        ]
         raise GradError("TG405", f"{t.op.name} is the first to produce {bad}{', in the backward pass' if t.scope.backward else ''}",
                         operands=[operand(t, "y")], notes=notes)  # fmt: skip
 
@@ -294,12 +328,18 @@ def _coerce(name: str, a: Any, t: Tensor, donated: bool = False) -> Any:
     if array.dtype == t.dtype.np:
         return array
     if donated:
-        raise DataError("TG503", f"{name} is overwritten in place and must be {t.dtype}, not {array.dtype}", operands=[operand(t)])
+        raise DataError(
+            "TG503", f"{name} is overwritten in place and must be {t.dtype}, not {array.dtype}", operands=[operand(t)]
+        )
     try:
         kind = dtypes.of_array(array).kind
     except Exception:
         raise DataError("TG503", f"{name} must be {t.dtype}, not {array.dtype}", operands=[operand(t)]) from None
-    if kind != t.dtype.kind and not (array.size == 0 or (t.dtype.is_float and kind in "bi") or (t.dtype.kind == "b" and kind == "i" and ((array == 0) | (array == 1)).all())):
+    if kind != t.dtype.kind and not (
+        array.size == 0
+        or (t.dtype.is_float and kind in "bi")
+        or (t.dtype.kind == "b" and kind == "i" and ((array == 0) | (array == 1)).all())
+    ):
         raise DataError("TG503", f"{name} must be {t.dtype}, not {array.dtype}", operands=[operand(t)])
     out = array.astype(t.dtype.np)
     if t.dtype.kind == "i" and not (out == array).all():
@@ -324,7 +364,11 @@ class State(Mapping[str, Any]):
     @property
     def arrays(self) -> dict[str, Any]:
         if self._arrays is None:
-            raise StateError("TG601", "this state was consumed by a step and is no longer valid", hint="value, state = step(state, ...)")
+            raise StateError(
+                "TG601",
+                "this state was consumed by a step and is no longer valid",
+                hint="value, state = step(state, ...)",
+            )
         return self._arrays
 
     def take(self) -> dict[str, Any]:
@@ -350,7 +394,11 @@ class State(Mapping[str, Any]):
         return len(self.arrays)
 
     def __repr__(self) -> str:
-        return "<State consumed>" if self._arrays is None else f"<State of {len(self._arrays)} arrays, step {int(self._arrays['step'])}>"
+        return (
+            "<State consumed>"
+            if self._arrays is None
+            else f"<State of {len(self._arrays)} arrays, step {int(self._arrays['step'])}>"
+        )
 
 
 class Step:
@@ -367,7 +415,11 @@ class Step:
         found = autodiff.grad(loss, list(self.trained.values()), unused="none")
         grads = {n: g for n, g in zip(self.trained, found, strict=True) if g is not None}
         if not grads:
-            raise GraphError("TG312", "nothing to train: the loss depends on no trained parameter", hint="unfreeze some, or mark the loss")
+            raise GraphError(
+                "TG312",
+                "nothing to train: the loss depends on no trained parameter",
+                hint="unfreeze some, or mark the loss",
+            )
         slots, after = update.build(graph.params, grads)
         keys = {p: f"params/{n}" for n, p in graph.params.items()} | {t: n for n, t in slots.items()}
         self.slots = slots
@@ -399,12 +451,18 @@ class Step:
             params = {n: _draw(n, rng_seed, p, values) for n, p in self.params.items()}
         missing = [n for n in self.params if n not in params]
         if missing:
-            raise StateError("TG602", f"no value for parameter {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}")
+            raise StateError(
+                "TG602", f"no value for parameter {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}"
+            )
         arrays: dict[str, Any] = {}
         for n, p in self.params.items():
             a = np.array(params[n], dtype=p.dtype.np, order="C")  # copied once into owned storage
-            if len(a.shape) != len(p.shape) or any(type(d) is int and d != s for d, s in zip(p.shape, a.shape, strict=True)):
-                raise StateError("TG602", f"parameter {n} must have the shape {dims.show_shape(p.shape)}, not {list(a.shape)}")
+            if len(a.shape) != len(p.shape) or any(
+                type(d) is int and d != s for d, s in zip(p.shape, a.shape, strict=True)
+            ):
+                raise StateError(
+                    "TG602", f"parameter {n} must have the shape {dims.show_shape(p.shape)}, not {list(a.shape)}"
+                )
             arrays[f"params/{n}"] = a
         for n, t in self.slots.items():
             like = arrays.get("params/" + n.partition("/")[2])
@@ -416,12 +474,17 @@ class Step:
         want = {*(f"params/{n}" for n in self.params), *self.slots}
         if want != set(arrays):
             odd = sorted(want ^ set(arrays))
-            raise StateError("TG602", f"this is not the state of this step: {', '.join(odd[:4])} {'...' if len(odd) > 4 else ''}".rstrip())
+            raise StateError(
+                "TG602",
+                f"this is not the state of this step: {', '.join(odd[:4])} {'...' if len(odd) > 4 else ''}".rstrip(),
+            )
         return State({k: np.array(v, order="C") for k, v in arrays.items()}, self)
 
     def __call__(self, state: State, /, **inputs: Any) -> tuple[Any, State]:
         if not isinstance(state, State):
-            raise StateError("TG603", f"a step takes a State first, not {type(state).__name__}", hint="state = step.init(params)")
+            raise StateError(
+                "TG603", f"a step takes a State first, not {type(state).__name__}", hint="state = step.init(params)"
+            )
         if state.owner is not self:
             raise StateError("TG602", "this state belongs to another step", hint="step.load(dict(state)) adopts a copy")
         compiled = self.compiled
@@ -448,7 +511,9 @@ def _draw(name: str, seed: int, p: Tensor, binding: Mapping[str, int]) -> Any:
     import hashlib
 
     shape = interpret.shape_of(p, binding)
-    rng = np.random.default_rng([seed, int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")])
+    rng = np.random.default_rng(
+        [seed, int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")]
+    )
     if len(shape) == 1:
         return np.ones(shape) if p.attrs.get("component") == "norm" and not name.endswith("bias") else np.zeros(shape)
     return rng.standard_normal(shape) * 0.02
@@ -468,4 +533,3 @@ from .tensor import _hooks  # noqa: E402
 
 _eval_cache: weakref.WeakKeyDictionary[Tensor, Any] = weakref.WeakKeyDictionary()
 _hooks["eval"] = eval_tensor
-_ = (os, cast, topological)

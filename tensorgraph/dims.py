@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
-from .errors import SizeError
+from .errors import Loc, SizeError, caller, place
 
 if TYPE_CHECKING:
     import sympy
@@ -25,6 +25,7 @@ Shape: TypeAlias = "tuple[Dim, ...]"
 class _Facts(NamedTuple):
     symbol: Any
     min: int
+    loc: Loc
 
 
 class Term(NamedTuple):
@@ -46,16 +47,18 @@ _memo: dict[tuple[Any, ...], Any] = {}
 def dim(name: str, min: int = 1) -> Dim:
     """An integer size named `name`, at least `min` (1 by default; 0 for what may be empty).
 
-    Raises SizeError[TG001] for a malformed name, [TG002] if the name already has another minimum.
+    Raises SizeError[TG001] for a malformed name or minimum, [TG002] if the name already has another minimum.
     """
-    if not isinstance(name, str) or not name.isidentifier():
-        raise SizeError("TG001", f"a size's name must be an identifier, not {name!r}", hint='tg.dim("T")')
+    if not isinstance(name, str) or not name.isidentifier() or len(name) > 100:
+        raise SizeError("TG001", f"a size's name must be an identifier, not {str(name)[:100]!r}", hint='tg.dim("T")')
+    if type(min) is not int or min < 0:
+        raise SizeError("TG001", f"the minimum of size {name!r} must be a non-negative int, not {min!r}")
     known = _facts.get(name)
     if known is None:
         import sympy
 
-        symbol = sympy.Symbol(name, integer=True, positive=True if min >= 1 else None, nonnegative=True if min >= 0 else None)
-        known = _facts[name] = _Facts(symbol, min)
+        symbol = sympy.Symbol(name, integer=True, nonnegative=True, positive=True if min >= 1 else None)
+        known = _facts[name] = _Facts(symbol, min, caller())
         _interned[symbol] = symbol
     elif known.min != min:
         raise SizeError(
@@ -75,7 +78,8 @@ def assume(symbol: Dim, value: Any) -> None:
     """State that a symbol equals another size from now on: `tg.assume(S, P + T)`.
 
     The equality is an obligation of every graph in which `symbol` occurs, checked when sizes are bound.
-    Raises SizeError[TG003] if `symbol` is not one symbol, occurs in `value`, or was assumed otherwise before.
+    Raises SizeError[TG003] if `symbol` is not one symbol, occurs in `value`, was assumed otherwise before, or cannot
+    be as small as `value`.
     """
     name = symbol_name(symbol)
     if name is None:
@@ -85,6 +89,8 @@ def assume(symbol: Dim, value: Any) -> None:
         raise SizeError("TG003", f"assume {name} = {show(value)}: {name} occurs on both sides")
     if name in _assumed and not same(_assumed[name], value):
         raise SizeError("TG003", f"{name} = {show(_assumed[name])} was assumed before, now {name} = {show(value)}")
+    if at_least(value, minimum(name)) is False:
+        raise SizeError("TG003", f"{name} = {show(value)} is below the minimum of {name}, {minimum(name)}")
     _assumed[name] = value
     _memo.clear()
 
@@ -103,6 +109,15 @@ def minimum(name: str) -> int:
     return _facts[name].min
 
 
+def origins(names: Iterable[str]) -> str:
+    """Where sizes were first named: `d, f (llama.py:12)  T (train.py:3)`."""
+    at: dict[str, list[str]] = {}
+    for n in names:
+        if n in _facts and (where := place(_facts[n].loc)):
+            at.setdefault(where, []).append(n)
+    return "  ".join(f"{', '.join(ns)} ({where})" for where, ns in at.items())
+
+
 # ------------------------------------------------------------------------------------------ normal form
 
 
@@ -113,6 +128,8 @@ def canon(x: Any) -> Dim:
     """
     if type(x) is int:
         return x
+    if isinstance(x, (float, complex, str, bool)) or x is None:
+        raise SizeError("TG004", f"{x!r} ({type(x).__name__}) is not a size", hint="sizes are ints or tg.dim symbols")
     try:
         found = _interned.get(x)
     except TypeError:
@@ -120,8 +137,6 @@ def canon(x: Any) -> Dim:
     if found is not None:
         return found
     if not hasattr(x, "free_symbols"):
-        if isinstance(x, (float, complex, str, bool)) or x is None:
-            raise SizeError("TG004", f"{x!r} ({type(x).__name__}) is not a size", hint="sizes are ints or tg.dim symbols")
         try:
             return operator.index(x)
         except TypeError:
@@ -131,7 +146,8 @@ def canon(x: Any) -> Dim:
     swap = {}
     for s in x.free_symbols:
         if s.is_integer is False or s.is_real is False or s.is_negative is True:
-            raise SizeError("TG004", f"symbol {s.name!r} is declared not to be a non-negative integer", hint=f'use tg.dim("{s.name}")')
+            text = f"symbol {s.name!r} is declared not to be a non-negative integer"
+            raise SizeError("TG004", text, hint=f'use tg.dim("{s.name}")')
         known = _facts.get(s.name)
         ours = known.symbol if known else dim(s.name, 0 if s.is_nonnegative and s.is_positive is None else 1)
         if ours is not s:
@@ -169,7 +185,7 @@ def add(a: Dim, b: Dim) -> Dim:
     found = _memo.get(key)
     if found is None:
         found = _memo[key] = canon(cast("Any", a) + b)
-    return cast("Dim", found)
+    return found
 
 
 def mul(a: Dim, b: Dim) -> Dim:
@@ -179,7 +195,7 @@ def mul(a: Dim, b: Dim) -> Dim:
     found = _memo.get(key)
     if found is None:
         found = _memo[key] = canon(cast("Any", a) * b)
-    return cast("Dim", found)
+    return found
 
 
 def sub(a: Dim, b: Dim) -> Dim:
@@ -284,8 +300,11 @@ def at_least(a: Dim, b: Dim) -> bool | None:
         verdict: bool | None = None
         if type(diff) is int:
             verdict = diff >= 0
+        elif all(t.coef > 0 for t in terms(diff)):
+            verdict = True
         elif all(p > 0 for t in terms(diff) for _, p in t.powers):
-            shifted = canon(cast("Any", diff).xreplace({_facts[n].symbol: _facts[n].symbol + _facts[n].min for n in free(diff)}))
+            grown = {_facts[n].symbol: _facts[n].symbol + _facts[n].min for n in free(diff)}
+            shifted = canon(cast("Any", diff).xreplace(grown))
             coefs = {t.powers: t.coef for t in terms(shifted)}
             if all(c >= 0 for c in coefs.values()):
                 verdict = True
@@ -320,7 +339,8 @@ def evaluate(d: Dim, binding: Mapping[str, int]) -> int:
             total = total + value
     except KeyError as missing:
         name = missing.args[0]
-        raise SizeError("TG007", f"size {name!r} has no value", notes=[f"needed for {show(d)}"], hint=f'bind it: "{name}=4"') from None
+        notes, hint = [f"needed for {show(d)}"], f'bind it: "{name}=4"'
+        raise SizeError("TG007", f"size {name!r} has no value", notes=notes, hint=hint) from None
     if type(total) is int:
         return total
     if total.denominator != 1:
@@ -358,7 +378,10 @@ def show(d: Any, aliases: Mapping[str, Dim] | None = None) -> str:
         folded = _fold(dict(powers), coef, aliases or {})
         out[folded[0]] = out.get(folded[0], 0) + folded[1]
     text = ""
-    for powers, coef in sorted(out.items(), key=lambda kv: (-sum(p for _, p in kv[0]), kv[0])):
+    rows: list[Any] = sorted(out.items(), key=lambda kv: (-sum(p for _, p in kv[0]), kv[0]))
+    if rows[0][1] < 0:  # 1 - d rather than -d + 1
+        rows.sort(key=lambda kv: kv[1] < 0)
+    for powers, coef in rows:
         body = _monomial(abs(coef), powers)
         text += (" - " if coef < 0 else " + ") + body if text else ("-" if coef < 0 else "") + body
     return text
@@ -373,7 +396,7 @@ def _fold(
         whole = terms(value)
         if len(whole) != 1 or not whole[0].powers or whole[0].powers == ((name, 1),):
             continue
-        times = min(powers.get(n, 0) // p if p > 0 else (powers.get(n, 0) // p if powers.get(n, 0) < 0 else 0) for n, p in whole[0].powers)
+        times = min(max(powers.get(n, 0) // p, 0) for n, p in whole[0].powers)
         if times > 0:
             for n, p in whole[0].powers:
                 powers[n] -= times * p
@@ -442,20 +465,35 @@ def binding(*given: str | Mapping[str, Any] | None) -> dict[str, int]:
     open_: dict[str, Dim] = {}
     for g in given:
         if g:
-            open_.update(parse_binding(g) if isinstance(g, str) else {k: canon(v) for k, v in g.items()})
+            open_.update(parse_binding(g) if isinstance(g, str) else {_name(k): canon(v) for k, v in g.items()})
     done: dict[str, int] = {}
     while open_:
         ready = [n for n, v in open_.items() if free(v) <= done.keys()]
         if not ready:
             n = min(open_)
             unknown = sorted(free(open_[n]) - done.keys())
-            raise SizeError("TG010", f"{n} = {show(open_[n])} needs {', '.join(unknown)}, which has no value")
+            lack = "which have no value" if len(unknown) > 1 else "which has no value"
+            if set(unknown) <= open_.keys():
+                lack = "which needs it in turn" if unknown != [n] else "itself"
+            raise SizeError("TG010", f"{n} = {show(open_[n])} needs {', '.join(unknown)}, {lack}")
         for n in ready:
             done[n] = evaluate(open_.pop(n), done)
             low = _facts[n].min if n in _facts else 0
             if done[n] < low:
-                raise SizeError("TG010", f"{n} = {done[n]} is below its minimum, {low}", hint=f'tg.dim("{n}", min={done[n]})' if done[n] >= 0 else None)
+                hint = f'tg.dim("{n}", min={done[n]})' if done[n] >= 0 else None
+                raise SizeError("TG010", f"{n} = {done[n]} is below its minimum, {low}", hint=hint)
     return done
+
+
+def _name(key: Any) -> str:
+    name = key if isinstance(key, str) else symbol_name(key)
+    if name is None:
+        raise SizeError("TG009", f"{key!r} is not the name of a size", hint='{"B": 2}')
+    return name
+
+
+DIGITS = "0123456789"
+LARGEST = 400  # monomials, and decimal digits of a coefficient, that a size read from text may have
 
 
 def _tokens(text: str) -> list[tuple[str, int]]:
@@ -464,10 +502,14 @@ def _tokens(text: str) -> list[tuple[str, int]]:
         c = text[i]
         if c.isspace():
             i += 1
-        elif c.isdigit() or c.isidentifier():
+        elif c in DIGITS or c.isidentifier():
             j = i + 1
-            while j < len(text) and ((text[j].isdigit() or text[j] == "_") if c.isdigit() else (text[i : j + 1].isidentifier())):
+            while j < len(text) and (
+                text[j] in DIGITS + "_" if c in DIGITS else text[j].isidentifier() or text[j] in DIGITS
+            ):
                 j += 1
+            if j - i > 100:
+                raise SizeError("TG009", "this size is too long to be one")
             out.append((text[i:j], i))
             i = j
         elif text[i : i + 2] == "**":
@@ -484,7 +526,19 @@ def _tokens(text: str) -> list[tuple[str, int]]:
 
 
 def _bad(text: str, at: int) -> SizeError:
-    return SizeError("TG009", "cannot read this as a size", notes=["  " + text, "  " + " " * at + "^"], hint='for example "4*d" or "P + T"')
+    start = max(0, at - 60)
+    line = "".join(c if c.isprintable() else "?" for c in text[start : at + 60])
+    notes = ["  " + line, "  " + " " * (at - start) + "^"]
+    return SizeError("TG009", "cannot read this as a size", notes=notes, hint='for example "4*d" or "P + T"')
+
+
+def _times(a: Dim, b: Dim) -> Dim:
+    """The product, refused before it grows out of hand."""
+    left, right = terms(a), terms(b)
+    digits = sum(max(abs(Fraction(t.coef).numerator) for t in ts).bit_length() for ts in (left, right)) * 0.30103
+    if len(left) * len(right) > LARGEST or digits > LARGEST:
+        raise SizeError("TG009", "this size is too large to be one")
+    return mul(a, b)
 
 
 def _sum(tokens: list[tuple[str, int]], i: int, text: str) -> tuple[Dim, int]:
@@ -500,7 +554,7 @@ def _product(tokens: list[tuple[str, int]], i: int, text: str) -> tuple[Dim, int
     value, i = _power(tokens, i, text)
     while i < len(tokens) and tokens[i][0] in "*/":
         right, j = _power(tokens, i + 1, text)
-        value = mul(value, right) if tokens[i][0] == "*" else div(value, right)
+        value = _times(value, right) if tokens[i][0] == "*" else div(value, right)
         i = j
     return value, i
 
@@ -517,18 +571,18 @@ def _power(tokens: list[tuple[str, int]], i: int, text: str) -> tuple[Dim, int]:
         if i >= len(tokens) or tokens[i][0] != ")":
             raise _bad(text, tokens[i][1] if i < len(tokens) else len(text))
         i += 1
-    elif word[0].isdigit():
+    elif word[0] in DIGITS:
         value, i = int(word.replace("_", "")), i + 1
     elif word.isidentifier():
         value, i = (_facts[word].symbol if word in _facts else dim(word)), i + 1
     else:
         raise _bad(text, at)
     if i < len(tokens) and tokens[i][0] == "^":
-        if i + 1 >= len(tokens) or not tokens[i + 1][0].isdigit() or int(tokens[i + 1][0]) > 64:
+        if i + 1 >= len(tokens) or tokens[i + 1][0][0] not in DIGITS or int(tokens[i + 1][0].replace("_", "")) > 64:
             raise _bad(text, tokens[i][1])
         base = value
         value = 1
-        for _ in range(int(tokens[i + 1][0])):
-            value = mul(value, base)
+        for _ in range(int(tokens[i + 1][0].replace("_", ""))):
+            value = _times(value, base)
         i += 2
     return value, i

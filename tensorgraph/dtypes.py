@@ -64,7 +64,7 @@ def dtype(x: Any) -> DType:
     if isinstance(x, DType):
         return x
     name = x if isinstance(x, str) else getattr(x, "name", None) or getattr(x, "__name__", str(x))
-    found = ALL.get(name) or _SHORT.get(name)
+    found = ALL.get(str(name)) or _SHORT.get(str(name))
     if found is None and not isinstance(x, str):
         try:
             found = ALL.get(np.dtype(x).name)

@@ -6,11 +6,41 @@ where each was made (layer and line), and ends with one hint. It never exceeds t
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
-from typing import NamedTuple
+from types import CodeType
+from typing import Any, NamedTuple, TypeAlias
 
 MAX_LINES = 12
 MAX_WIDTH = 160
+
+Loc: TypeAlias = "tuple[str, int]"  # file and line
+NOWHERE: Loc = ("", 0)
+_engine_code: dict[CodeType, bool] = {}
+
+
+def _is_engine(frame: Any) -> bool:
+    code = frame.f_code
+    known = _engine_code.get(code)
+    if known is None:
+        module = str(frame.f_globals.get("__name__", ""))
+        ours = module == "tensorgraph" or module.startswith("tensorgraph.")
+        user = module.startswith(("tensorgraph.models", "tensorgraph.visualize"))
+        known = _engine_code[code] = (ours and not user) or module in ("contextlib", "functools")
+    return known
+
+
+def caller() -> Loc:
+    """File and line of the innermost frame outside the engine: a model's or the user's line."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and _is_engine(frame):
+        frame = frame.f_back
+    return (frame.f_code.co_filename, frame.f_lineno) if frame is not None else NOWHERE
+
+
+def place(loc: Loc) -> str:
+    """`llama.py:88`, or "" if unknown."""
+    return f"{loc[0].replace(chr(92), '/').rpartition('/')[2]}:{loc[1]}" if loc[1] else ""
 
 
 class Operand(NamedTuple):

@@ -15,7 +15,7 @@ from .dtypes import DType
 from .errors import DataError, GraphError, SizeError
 from .op import Obligation, operand
 from .ops.leaf import CONST, DIMENSION, const
-from .tensor import Loop, Tensor, make, picks, topological
+from .tensor import Loop, Tensor, make, topological
 
 VIEWS = ("reshape", "permute", "expand", "slice", "stop_gradient")
 
@@ -45,7 +45,9 @@ class Graph:
         out: dict[str, Tensor] = {}
         for t in sorted((t for t in self.nodes if t.op.name == kind), key=lambda t: t.serial):
             if t.label in out:
-                raise GraphError("TG309", f"two {kind}s are called {t.label!r}", operands=[operand(out[t.label]), operand(t)])
+                raise GraphError(
+                    "TG309", f"two {kind}s are called {t.label!r}", operands=[operand(out[t.label]), operand(t)]
+                )
             out[t.label] = t
         return out
 
@@ -75,7 +77,9 @@ class Graph:
                     for term in dims.fractional(d) if type(d) is not int else ():
                         over = _product(term, positive=True)
                         under = _product(term, positive=False)
-                        out.setdefault((over, "divisible", under), Obligation(over, "divisible", under, f"size {dims.show(d)}", t))
+                        out.setdefault(
+                            (over, "divisible", under), Obligation(over, "divisible", under, f"size {dims.show(d)}", t)
+                        )
             if t.op.requires:
                 for o in t.op.requires(*t.args(), **t.kwargs):
                     if o.verdict() is None:
@@ -105,7 +109,11 @@ class Graph:
         """Raise SizeError[TG011] naming the first obligation that these sizes break, [TG007] for a size without value."""
         missing = [s for s in self.symbols if s not in binding]
         if missing:
-            raise SizeError("TG007", f"no value for {', '.join(missing)}", hint=f'bind them: "{",".join(m + "=4" for m in missing[:3])}"')
+            raise SizeError(
+                "TG007",
+                f"no value for {', '.join(missing)}",
+                hint=f'bind them: "{",".join(m + "=4" for m in missing[:3])}"',
+            )
         for o in self.obligations:
             if not o.holds(binding):
                 have = ", ".join(f"{n} = {binding[n]}" for n in sorted(dims.free(o.left) | dims.free(o.right)))
@@ -113,7 +121,11 @@ class Graph:
 
     def bind(self, binding: Any = None, **sizes: Any) -> Graph:
         """The same graph with sizes replaced by numbers (or other sizes): `g.bind("B=2", T=8)`."""
-        given = dims.parse_binding(binding) if isinstance(binding, str) else {k: dims.canon(v) for k, v in (binding or {}).items()}
+        given = (
+            dims.parse_binding(binding)
+            if isinstance(binding, str)
+            else {k: dims.canon(v) for k, v in (binding or {}).items()}
+        )
         values = {**given, **{k: dims.canon(v) for k, v in sizes.items()}}
         out = self.map(dim=lambda d: dims.substitute(d, values))
         for o in out.obligations:
@@ -127,7 +139,10 @@ class Graph:
         return self.map(dtype=lambda t: kind if t.is_float else t)
 
     def map(
-        self, dim: Callable[[Dim], Dim] | None = None, dtype: Callable[[DType], DType] | None = None, leaf: Callable[[Tensor], Tensor | None] | None = None
+        self,
+        dim: Callable[[Dim], Dim] | None = None,
+        dtype: Callable[[DType], DType] | None = None,
+        leaf: Callable[[Tensor], Tensor | None] | None = None,
     ) -> Graph:
         """Rebuild with other sizes, dtypes of leaves and casts, or leaves; shape rules run again."""
         new: dict[Tensor, Tensor] = {}
@@ -139,12 +154,20 @@ class Graph:
             elif t.op.name in ("input", "param"):
                 shape, dt = tuple(size(d) for d in t.shape), kind(t.dtype)
                 attrs = {k: size(v) if k == "high" else v for k, v in t.attrs.items()}
-                new[t] = t if dims.same_shape(shape, t.shape) and dt == t.dtype else Tensor(t.op, (), attrs, shape, dt, t.scope, t.loc, t.label)
+                new[t] = (
+                    t
+                    if dims.same_shape(shape, t.shape) and dt == t.dtype
+                    else Tensor(t.op, (), attrs, shape, dt, t.scope, t.loc, t.label)
+                )
             elif t.op is CONST:
                 new[t] = const(t.attrs["value"], kind(t.dtype)) if kind(t.dtype) != t.dtype else t
             elif t.op is DIMENSION:
                 value, dt = size(t.attrs["value"]), kind(t.dtype)
-                new[t] = const(value, dt) if type(value) is int else make(t.op, (), {"value": value, "dtype": dt}, t.scope, t.loc, ((), dt, None))
+                new[t] = (
+                    const(value, dt)
+                    if type(value) is int
+                    else make(t.op, (), {"value": value, "dtype": dt}, t.scope, t.loc, ((), dt, None))
+                )
             else:
                 attrs = t.attrs if not t.attrs else {k: _map_attr(v, size, kind) for k, v in t.attrs.items()}
                 inputs = tuple([new[i] for i in t.inputs])
@@ -167,7 +190,9 @@ class Graph:
         found = [t for t in named if fnmatch.fnmatchcase(t.path, pattern)]
         if not found:
             near = _nearest(pattern, [t.path for t in named])
-            raise GraphError("TG310", f"nothing in {self.name} is called {pattern!r}", hint=f"did you mean {near}?" if near else None)
+            raise GraphError(
+                "TG310", f"nothing in {self.name} is called {pattern!r}", hint=f"did you mean {near}?" if near else None
+            )
         return found
 
     # -- forms
@@ -212,14 +237,21 @@ class Graph:
             plain = {p.name: p.default for p in t.op.attrs}
             plain["absent"] = t.attrs.get("absent")
             args = [names[i] for i in t.inputs]
-            args += [f"{k}={self._attr(v)}" for k, v in t.attrs.items() if not (t.op is CONST and k != "value") and (k not in plain or plain[k] is not v)]
+            args += [
+                f"{k}={self._attr(v)}"
+                for k, v in t.attrs.items()
+                if not (t.op is CONST and k != "value") and (k not in plain or plain[k] is not v)
+            ]
             mark = "∂" if t.scope.backward else ""
             path = t.scope.path + (f" {t.label!r}" if t.label else "")
             note = f"{mark}{path}" + (f" ({t.where})" if t.where and where else "") if where or path else ""
             body.append((f"    {names[t]}: {self._type(t)} = {t.op.name}({', '.join(args)})", note))
         width = min(96, max((len(a) for a, b in body if b), default=0))
         lines += [f"{a:<{width}}  # {b}" if b else a for a, b in body]
-        lines.append("    return " + ", ".join(f"{k}={names[v]}" if len(self.outputs) > 1 else names[v] for k, v in self.outputs.items()))
+        lines.append(
+            "    return "
+            + ", ".join(f"{k}={names[v]}" if len(self.outputs) > 1 else names[v] for k, v in self.outputs.items())
+        )
         return "\n".join([*lines, "}"])
 
     def _type(self, t: Tensor) -> str:
@@ -247,7 +279,16 @@ class Graph:
         for t, i in index.items():
             attrs = {k: self._attr(v) for k, v in t.attrs.items()}
             shape = tuple(dims.show(d) for d in t.shape) if t.specs is None else ()
-            g.add_node(i, op=t.op.name, label=t.label, shape=shape, dtype=str(t.dtype), scope=t.scope.path, backward=t.scope.backward, attrs=attrs)
+            g.add_node(
+                i,
+                op=t.op.name,
+                label=t.label,
+                shape=shape,
+                dtype=str(t.dtype),
+                scope=t.scope.path,
+                backward=t.scope.backward,
+                attrs=attrs,
+            )
             for position, x in enumerate(t.inputs):
                 g.add_edge(index[x], i, position=position)
         for name, t in self.outputs.items():
@@ -255,7 +296,9 @@ class Graph:
         return g
 
     # -- data
-    def infer_binding(self, arrays: Mapping[str, Any], binding: Mapping[str, int] | None = None, *, partial: bool = False) -> dict[str, int]:
+    def infer_binding(
+        self, arrays: Mapping[str, Any], binding: Mapping[str, int] | None = None, *, partial: bool = False
+    ) -> dict[str, int]:
         """The sizes that given arrays imply, beside those already bound; checks every name and shape.
 
         `partial`: arrays may be missing.
@@ -266,7 +309,11 @@ class Graph:
         unknown = [n for n in arrays if n not in known]
         if unknown:
             near = _nearest(unknown[0], list(known))
-            raise DataError("TG501", f"{self.name} has no input called {', '.join(unknown[:3])}", hint=f"did you mean {near}?" if near else None)
+            raise DataError(
+                "TG501",
+                f"{self.name} has no input called {', '.join(unknown[:3])}",
+                hint=f"did you mean {near}?" if near else None,
+            )
         if missing and not partial:
             raise DataError("TG501", f"no value given for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}",
                             notes=[f"{n}: {known[n].type_text}" for n in missing[:4]])  # fmt: skip
@@ -276,7 +323,11 @@ class Graph:
             t = known[name]
             shape = np.shape(a)
             if len(shape) != len(t.shape):
-                raise DataError("TG502", f"{name} must have the shape {dims.show_shape(t.shape)}, not {list(shape)}", operands=[operand(t)])
+                raise DataError(
+                    "TG502",
+                    f"{name} must have the shape {dims.show_shape(t.shape)}, not {list(shape)}",
+                    operands=[operand(t)],
+                )
             for axis, (d, have) in enumerate(zip(t.shape, shape, strict=True)):
                 symbol = dims.symbol_name(d)
                 if symbol is not None and out.setdefault(symbol, have) == have:
@@ -290,12 +341,23 @@ class Graph:
             if len(open_) == 1 and (value := _solve(d, open_[0], have, out)) is not None:
                 out[open_[0]] = value
             if not free <= out.keys() or dims.evaluate(d, out) != have:
-                want = dims.show(d) if type(d) is int or not free <= out.keys() else f"{dims.show(d)} = {dims.evaluate(d, out)}"
+                want = (
+                    dims.show(d)
+                    if type(d) is int or not free <= out.keys()
+                    else f"{dims.show(d)} = {dims.evaluate(d, out)}"
+                )
                 text = f"{name}: axis {axis} has {have}, where the graph has {want}"
-                raise DataError("TG502", text, operands=[operand(known[name], axis=axis)], notes=[f"given: {list(np.shape(arrays[name]))}"])
+                raise DataError(
+                    "TG502",
+                    text,
+                    operands=[operand(known[name], axis=axis)],
+                    notes=[f"given: {list(np.shape(arrays[name]))}"],
+                )
         return out
 
-    def check_data(self, arrays: Mapping[str, Any], binding: Mapping[str, int], names: Iterable[str] | None = None) -> None:
+    def check_data(
+        self, arrays: Mapping[str, Any], binding: Mapping[str, int], names: Iterable[str] | None = None
+    ) -> None:
         """Raise DataError[TG504] if an integer input leaves its range, naming the value and its place."""
         for name in self.data_ranges if names is None else names:
             ranges = self.data_ranges[name]
@@ -314,7 +376,12 @@ class Graph:
                     place = tuple(int(i) for i in np.argwhere(bad)[0])
                     at = f"{name}[{', '.join(map(str, place))}]" if place else name
                     text = f"{at} = {int(a[place])} is outside [{low}, {top})"
-                    raise DataError("TG504", text, operands=[operand(self.inputs[name])], notes=[f"needed by {t.op.name} in {t.scope.path or self.name} {t.where}".rstrip()])
+                    raise DataError(
+                        "TG504",
+                        text,
+                        operands=[operand(self.inputs[name])],
+                        notes=[f"needed by {t.op.name} in {t.scope.path or self.name} {t.where}".rstrip()],
+                    )
 
 
 def _product(term: dims.Term, *, positive: bool) -> Dim:
@@ -376,4 +443,3 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 
 __all__ = ["Graph"]
-_ = picks

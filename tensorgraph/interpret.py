@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from . import dims, xp as namespaces
+from . import dims
+from . import xp as namespaces
 from .autodiff import expanded
 from .dtypes import DType
 from .errors import BackendError, DataError
@@ -39,10 +40,18 @@ def compute(node: Tensor, args: Iterable[Any], binding: Mapping[str, int], xp: A
         return args[0][node.attrs["index"]]
     if isinstance(node.attrs.get("loop"), Loop):
         count = dims.show(node.attrs["loop"].count)
-        raise BackendError("TG701", f"a block repeated a symbolic number of times ({count}) is not run", hint="build the model with a number of layers")
+        raise BackendError(
+            "TG701",
+            f"a block repeated a symbolic number of times ({count}) is not run",
+            hint="build the model with a number of layers",
+        )
     if op.forward_fn is None:
         if op.body is None:
-            raise BackendError("TG702", f"{op.name} has no forward", hint=f"write one: @{op.name}.forward, a function (xp, *arrays, **attributes)")
+            raise BackendError(
+                "TG702",
+                f"{op.name} has no forward",
+                hint=f"write one: @{op.name}.forward, a function (xp, *arrays, **attributes)",
+            )
         inner = expanded(node)
         several = isinstance(inner, tuple)
         values = evaluate(inner if several else [inner], dict(zip(node.inputs, args, strict=True)), binding, xp)
@@ -52,7 +61,9 @@ def compute(node: Tensor, args: Iterable[Any], binding: Mapping[str, int], xp: A
     return tuple(xp.asarray(v) for v in y) if op.outputs else xp.asarray(y)
 
 
-def evaluate(outputs: Iterable[Tensor], values: Mapping[Tensor, Any], binding: Mapping[str, int], xp: Any = namespaces.numpy) -> list[Any]:
+def evaluate(
+    outputs: Iterable[Tensor], values: Mapping[Tensor, Any], binding: Mapping[str, int], xp: Any = namespaces.numpy
+) -> list[Any]:
     """Values of `outputs` given the values of leaves (or of any nodes). Frees what is no longer needed.
 
     Raises DataError[TG501] for an input without a value.

@@ -11,7 +11,8 @@ from .dims import Dim, Shape
 from .dtypes import DType
 from .errors import GraphError, ModelError, ShapeError
 from .op import operand
-from .ops import leaf, nn as F
+from .ops import leaf
+from .ops import nn as F
 from .ops.indexing import take
 from .tensor import Loop, Scope, Tensor, current_scope, scope
 
@@ -56,7 +57,14 @@ class Parameter:
         """The graph's leaf for this parameter, made once."""
         if self._leaf is None:
             where = Scope("", None, component=self.component, loop=self.loop)
-            self._leaf = leaf.param(self.name or "parameter", self.shape, self.dtype, trained=self.trained, component=self.component, scope=where)
+            self._leaf = leaf.param(
+                self.name or "parameter",
+                self.shape,
+                self.dtype,
+                trained=self.trained,
+                component=self.component,
+                scope=where,
+            )
         self._leaf.label = self.name or "parameter"
         self._leaf.attrs["trained"], self._leaf.attrs["component"] = self.trained, self.component
         return self._leaf
@@ -78,7 +86,21 @@ def _forward_operator(name: str) -> Any:
     return lambda self, *args: getattr(self.__tensor__(), name)(*args)
 
 
-for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "matmul", "rmatmul", "pow", "neg", "getitem"):
+for _name in (
+    "add",
+    "radd",
+    "sub",
+    "rsub",
+    "mul",
+    "rmul",
+    "truediv",
+    "rtruediv",
+    "matmul",
+    "rmatmul",
+    "pow",
+    "neg",
+    "getitem",
+):
     setattr(Parameter, f"__{_name}__", _forward_operator(f"__{_name}__"))
 
 
@@ -137,8 +159,9 @@ class Module:
             if path:
                 m.__dict__["_name"] = path.rpartition(".")[2]
             component[path] = m.component or component.get(above, "")
-            loops[path] = getattr(m, "loop", None) or loops.get(above)
-            counts[path] = dims.mul(counts.get(above, 1), m.loop.count) if getattr(m, "loop", None) else counts.get(above, 1)
+            loop = m.loop if isinstance(m, ModuleList) else None
+            loops[path] = loop or loops.get(above)
+            counts[path] = dims.mul(counts.get(above, 1), loop.count) if loop else counts.get(above, 1)
             for name, value in m.__dict__.items():
                 if isinstance(value, Parameter) and id(value) not in taken:
                     taken.add(id(value))
@@ -285,7 +308,9 @@ def draw(p: Parameter, rng: Any, shape: tuple[int, ...]) -> Any:
         import numpy as np
 
         return np.full(shape, float(p.init == "ones"))
-    raise ModelError("TG900", f"unknown initialisation {p.init!r} of {p.name}", hint="normal, uniform, zeros, ones or a function")
+    raise ModelError(
+        "TG900", f"unknown initialisation {p.init!r} of {p.name}", hint="normal, uniform, zeros, ones or a function"
+    )
 
 
 class ModuleList(Module):
@@ -304,7 +329,11 @@ class ModuleList(Module):
             make = block if callable(block) and not isinstance(block, Module) else None
             if type(n) is int:
                 if make is None:
-                    raise GraphError("TG308", "a list of n blocks needs a function that makes them", hint="ModuleList(n, lambda i: Block(i))")
+                    raise GraphError(
+                        "TG308",
+                        "a list of n blocks needs a function that makes them",
+                        hint="ModuleList(n, lambda i: Block(i))",
+                    )
                 items = [make(i) for i in range(n)]
             else:
                 items = [make(0) if make else block]
@@ -336,7 +365,11 @@ def repeat_block(block: Module, loop: Loop, x: Tensor, *context: Any, **kwargs: 
         h = leaf.enter(x, loop=loop)
         y = block(h, *context, **kwargs)
     if not dims.same_shape(y.shape, x.shape) or y.dtype != x.dtype:
-        raise ShapeError("TG107", "a block that is repeated must return what it takes", operands=[operand(x, "takes"), operand(y, "returns")])
+        raise ShapeError(
+            "TG107",
+            "a block that is repeated must return what it takes",
+            operands=[operand(x, "takes"), operand(y, "returns")],
+        )
     return cast("Tensor", leaf.exit(y, loop=loop))
 
 
@@ -346,7 +379,16 @@ def repeat_block(block: Module, loop: Loop, x: Tensor, *context: Any, **kwargs: 
 class Linear(Module):
     """x @ weightᵀ + bias; weight [out, in] as PyTorch stores it, or [in, out] with `transposed` (GPT-2's Conv1D)."""
 
-    def __init__(self, inputs: Any, outputs: Any, bias: bool = True, *, transposed: bool = False, component: str = "", std: float = 0.02) -> None:
+    def __init__(
+        self,
+        inputs: Any,
+        outputs: Any,
+        bias: bool = True,
+        *,
+        transposed: bool = False,
+        component: str = "",
+        std: float = 0.02,
+    ) -> None:
         super().__init__(component)
         shape = (inputs, outputs) if transposed else (outputs, inputs)
         reading = f"{dims.show(dims.canon(inputs))} → {dims.show(dims.canon(outputs))}"
@@ -365,7 +407,9 @@ class Embedding(Module):
 
     component = "embedding"
 
-    def __init__(self, count: Any, size: Any, *, padding: int | None = None, component: str = "", std: float = 0.02) -> None:
+    def __init__(
+        self, count: Any, size: Any, *, padding: int | None = None, component: str = "", std: float = 0.02
+    ) -> None:
         super().__init__(component)
         self.weight = Parameter((count, size), std=std)
         self.padding = padding

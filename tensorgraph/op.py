@@ -33,7 +33,12 @@ class Obligation(NamedTuple):
             return dims.at_least(self.left, self.right)
         if self.relation == "==":
             return True if dims.same(self.left, self.right) else None
-        return None
+        if type(self.left) is int and type(self.right) is int:
+            return self.right != 0 and self.left % self.right == 0
+        try:
+            return None if dims.fractional(dims.div(self.left, self.right)) else True
+        except dims.SizeError:
+            return None
 
     def holds(self, binding: Mapping[str, int]) -> bool:
         left, right = dims.evaluate(self.left, binding), dims.evaluate(self.right, binding)
@@ -231,7 +236,9 @@ def op(fn: Rule | None = None, *, primitive: bool = False, **fields: Any) -> Any
             REGISTRY[record.name] = record
         if record.shape is None:
             raise OpError(
-                "TG251", f"op {record.name}: no shape rule", hint='@tg.op(shape="B T d, d -> B T d"), or shape=lambda x: x.shape'
+                "TG251",
+                f"op {record.name}: no shape rule",
+                hint='@tg.op(shape="B T d, d -> B T d"), or shape=lambda x: x.shape',
             )
         return record
 
@@ -267,7 +274,9 @@ def operand(t: Tensor, name: str | None = None, axis: int | None = None) -> Oper
 
 def clash(code: str, text: str, *marked: tuple[Tensor, str, int | None], hint: str | None = None) -> ShapeError:
     """A ShapeError that shows operands with the clashing axes underlined and says where their sizes come from."""
-    return ShapeError(code, text, operands=[operand(t, n, a) for t, n, a in marked], hint=hint)
+    sizes = [t.shape[a] for t, _, a in marked if a is not None and t.shape]
+    origins = dims.origins(dict.fromkeys(n for d in sizes for n in sorted(dims.free(d))))
+    return ShapeError(code, text, operands=[operand(*m) for m in marked], notes=[origins] if origins else [], hint=hint)
 
 
 def axis_of(name: str, axis: Any, x: Tensor, slot: str = "x") -> int:
@@ -296,7 +305,10 @@ def broadcast_shapes(name: str, *xs: Tensor) -> Shape:
     first = xs[0].shape
     if all(x.shape is first for x in xs):
         return first
-    out = list(max((x.shape for x in xs), key=len))
+    widest = first
+    for x in xs:
+        widest = x.shape if len(x.shape) > len(widest) else widest
+    out = list(widest)
     for x in xs:
         off = len(out) - len(x.shape)
         for i, d in enumerate(x.shape):
@@ -334,7 +346,7 @@ def equal_hint(a: Dim, b: Dim) -> str | None:
         if name and name not in dims.free(other) and not (type(other) is int and other < 1):
             if type(other) is int:
                 return f"if {name} is {other}, build with that size or state tg.assume({name}, {other})"
-            return f"if they are equal, state it: tg.assume({name}, {dims.show(other).replace('·', '*')})"
+            return f"if they are equal, state it: tg.assume({name}, {other})"
     return None
 
 
@@ -392,7 +404,9 @@ def pattern(name: str, text: str) -> Rule:
                     have = dims.show(x.shape[i])
                     raise clash(
                         "TG103",
-                        f"{name}: {w} is '{dims.show(want)}' and '{have}'" if old else f"{name}: expected {w}, got '{have}'",
+                        f"{name}: {w} is '{dims.show(want)}' and '{have}'"
+                        if old
+                        else f"{name}: expected {w}, got '{have}'",
                         *([(old[0], "x", old[1])] if old else []),
                         (x, "y" if old else "x", i),
                     )
@@ -419,6 +433,20 @@ def promoted(*xs: Tensor | None, **_: Any) -> DType:
     return out
 
 
+def number(name: str) -> Rule:
+    """The common dtype, which must not be bool. Raises DTypeError[TG202]."""
+
+    def rule(*xs: Tensor | None, **_: Any) -> DType:
+        out = promoted(*xs)
+        if out.kind == "b":
+            bad = next(x for x in xs if x is not None)
+            text = f"{name}: needs numbers, got bool"
+            raise DTypeError("TG202", text, operands=[operand(bad, "x")], hint='x.cast("int32")')
+        return out
+
+    return rule
+
+
 def floating(name: str) -> Rule:
     """The common dtype, which must be floating. Raises DTypeError[TG201]."""
 
@@ -427,7 +455,10 @@ def floating(name: str) -> Rule:
         if not out.is_float:
             bad = next(x for x in xs if x is not None and not x.dtype.is_float)
             raise DTypeError(
-                "TG201", f"{name}: needs a floating dtype, got {out}", operands=[operand(bad, "x")], hint='x.cast("float32")'
+                "TG201",
+                f"{name}: needs a floating dtype, got {out}",
+                operands=[operand(bad, "x")],
+                hint='x.cast("float32")',
             )
         return out
 
@@ -443,4 +474,6 @@ def need_dtype(name: str, x: Tensor, kinds: str, slot: str) -> None:
     """Raise DTypeError[TG202] unless x's kind is one of `kinds` ('b', 'i', 'f')."""
     if x.dtype.kind not in kinds:
         words = " or ".join({"b": "bool", "i": "integer", "f": "floating"}[k] for k in kinds)
-        raise DTypeError("TG202", f"{name}: {x.label or slot} must be {words}, not {x.dtype}", operands=[operand(x, slot)])
+        raise DTypeError(
+            "TG202", f"{name}: {x.label or slot} must be {words}, not {x.dtype}", operands=[operand(x, slot)]
+        )

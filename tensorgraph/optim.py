@@ -9,13 +9,17 @@ from typing import Any, TypeAlias, cast
 
 from . import dims
 from .errors import ModelError
-from .op import Bad, InputSpec, S, clash, op, promoted
-from .ops.elementwise import add, cast as cast_, cos, exp, expm1, maximum, minimum, mul, sqrt
+from .op import Bad, InputSpec, S, clash, op
+from .ops.elementwise import add, cos, exp, expm1, maximum, minimum, mul, sqrt
+from .ops.elementwise import cast as cast_
 from .ops.leaf import const, input
 from .ops.reduce import sum
 from .tensor import Tensor, scope
 
-SQUARES, SHARE = InputSpec("B d", low=0.0, top=1.0), InputSpec("", low=0.1, top=0.9)  # a variance; a rate or bias correction
+SQUARES, SHARE = (
+    InputSpec("B d", low=0.0, top=1.0),
+    InputSpec("", low=0.1, top=0.9),
+)  # a variance; a rate or bias correction
 Rate: TypeAlias = "float | Tensor | Callable[[Tensor], Tensor]"
 
 
@@ -30,10 +34,20 @@ def _adamw_shape(p: Tensor, *rest: Tensor, **_: Any) -> Any:
     return p.shape, p.shape, p.shape
 
 
-@op(builtin=True, outputs=("p", "m", "v"), shape=_adamw_shape, dtype=_adamw_dtype, style="update",
-    inplace=(0, 2, 3), flops=lambda y, p, *_, **__: dims.mul(16, p.size), nodiff="an update",
-    samples=[S("B d", "B d", "B d", SQUARES, SHARE, SHARE, SHARE, b1=0.9, b2=0.95, eps=1e-8, decay=0.1),
-             Bad("B d", "d B", "B d", "B d", "", "", "", match="g must have the shape of p")])
+@op(
+    builtin=True,
+    outputs=("p", "m", "v"),
+    shape=_adamw_shape,
+    dtype=_adamw_dtype,
+    style="update",
+    inplace=(0, 2, 3),
+    flops=lambda y, p, *_, **__: dims.mul(16, p.size),
+    nodiff="an update",
+    samples=[
+        S("B d", "B d", "B d", SQUARES, SHARE, SHARE, SHARE, b1=0.9, b2=0.95, eps=1e-8, decay=0.1),
+        Bad("B d", "d B", "B d", "B d", "", "", "", match="g must have the shape of p"),
+    ],
+)
 def adamw(p: Tensor, g: Tensor, m: Tensor, v: Tensor, rate: Tensor, c1: Tensor, c2: Tensor, b1: float = 0.9, b2: float = 0.999,
           eps: float = 1e-8, decay: float = 0.01) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """One AdamW update with decoupled weight decay (Loshchilov and Hutter 2019); c1, c2 are the bias corrections 1 - b^t."""
@@ -48,7 +62,21 @@ BLOCK = 1 << 15  # elements that stay in cache while all steps of the update pas
 
 
 @adamw.forward
-def _(xp: Any, p: Any, g: Any, m: Any, v: Any, rate: Any, c1: Any, c2: Any, b1: float, b2: float, eps: float, decay: float, out: Any = None) -> Any:
+def _(
+    xp: Any,
+    p: Any,
+    g: Any,
+    m: Any,
+    v: Any,
+    rate: Any,
+    c1: Any,
+    c2: Any,
+    b1: float,
+    b2: float,
+    eps: float,
+    decay: float,
+    out: Any = None,
+) -> Any:
     to = out or (p.copy(), m.copy(), v.copy())
     if out:
         for new, old in zip(to, (p, m, v), strict=True):
@@ -99,7 +127,9 @@ class Optimizer:
             return self.lr(cast_(step, "float32"))
         return self.lr if isinstance(self.lr, Tensor) else const(float(self.lr), "float32")
 
-    def build(self, params: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def build(
+        self, params: Mapping[str, Tensor], grads: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Leaves of the optimiser's state, and what every entry of the state becomes."""
         step = input("step", (), "int32")
         state: dict[str, Tensor] = {"step": step}
@@ -113,7 +143,9 @@ class Optimizer:
             shared = self.shared(now, rate)
             for name, g in grads.items():
                 p = params[name]
-                slots = {s: input(f"{s}/{name}", p.shape, "float32" if p.dtype.size < 4 else p.dtype) for s in self.slots}
+                slots = {
+                    s: input(f"{s}/{name}", p.shape, "float32" if p.dtype.size < 4 else p.dtype) for s in self.slots
+                }
                 state.update({f"{s}/{name}": t for s, t in slots.items()})
                 new, new_slots = self.update(p, g, slots, shared)
                 after[f"params/{name}"] = new
@@ -123,7 +155,9 @@ class Optimizer:
     def shared(self, step: Tensor, rate: Tensor) -> dict[str, Tensor]:
         return {"rate": rate}
 
-    def update(self, p: Tensor, g: Tensor, slots: dict[str, Tensor], shared: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def update(
+        self, p: Tensor, g: Tensor, slots: dict[str, Tensor], shared: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         raise NotImplementedError(type(self).__name__)
 
 
@@ -156,9 +190,24 @@ class AdamW(Optimizer):
         c1, c2 = (-expm1(t * math.log(b)) if b > 0 else const(1.0, "float32") for b in self.betas)
         return {"rate": rate, "c1": c1, "c2": c2}
 
-    def update(self, p: Tensor, g: Tensor, slots: dict[str, Tensor], shared: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def update(
+        self, p: Tensor, g: Tensor, slots: dict[str, Tensor], shared: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         scalars = [cast_(shared[k], slots["m"].dtype) for k in ("rate", "c1", "c2")]
-        new, m, v = cast("Any", adamw(p, g, slots["m"], slots["v"], *scalars, b1=self.betas[0], b2=self.betas[1], eps=self.eps, decay=self.weight_decay))
+        new, m, v = cast(
+            "Any",
+            adamw(
+                p,
+                g,
+                slots["m"],
+                slots["v"],
+                *scalars,
+                b1=self.betas[0],
+                b2=self.betas[1],
+                eps=self.eps,
+                decay=self.weight_decay,
+            ),
+        )
         return new, {"m": m, "v": v}
 
 
@@ -170,9 +219,13 @@ class SGD(Optimizer):
         self.momentum = momentum
         self.slots = ("m",) if momentum else ()
 
-    def update(self, p: Tensor, g: Tensor, slots: dict[str, Tensor], shared: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def update(
+        self, p: Tensor, g: Tensor, slots: dict[str, Tensor], shared: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         move = slots["m"] * self.momentum + cast_(g, slots["m"].dtype) if self.momentum else g
-        return cast_(p - cast_(shared["rate"], p.dtype) * cast_(move, p.dtype), p.dtype), {"m": move} if self.momentum else {}
+        return cast_(p - cast_(shared["rate"], p.dtype) * cast_(move, p.dtype), p.dtype), {
+            "m": move
+        } if self.momentum else {}
 
 
 def clip_by_global_norm(grads: Mapping[str, Tensor], limit: float) -> dict[str, Tensor]:
@@ -195,7 +248,7 @@ def cosine(peak: float, total: int, warmup: int = 0, floor: float = 0.0) -> Call
 
     def rate(step: Tensor) -> Tensor:
         done = maximum(minimum((step - float(warmup)) / float(max(1, total - warmup)), 1.0), 0.0)
-        return cast("Tensor", _ramp(step, warmup) * (floor + (peak - floor) * 0.5 * (1.0 + cos(done * math.pi))))
+        return _ramp(step, warmup) * (floor + (peak - floor) * 0.5 * (1.0 + cos(done * math.pi)))
 
     return rate
 
@@ -205,15 +258,14 @@ def linear(peak: float, total: int, warmup: int = 0, floor: float = 0.0) -> Call
 
     def rate(step: Tensor) -> Tensor:
         done = maximum(minimum((step - float(warmup)) / float(max(1, total - warmup)), 1.0), 0.0)
-        return cast("Tensor", _ramp(step, warmup) * (peak + (floor - peak) * done))
+        return _ramp(step, warmup) * (peak + (floor - peak) * done)
 
     return rate
 
 
 def exponential(start: float, decay: float) -> Callable[[Tensor], Tensor]:
     """start · decay^step."""
-    return lambda step: cast("Tensor", start * exp(step * math.log(decay)))
+    return lambda step: start * exp(step * math.log(decay))
 
 
 __all__ = ["SGD", "AdamW", "Optimizer", "adamw", "clip_by_global_norm", "cosine", "exponential", "linear"]
-_ = promoted

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Container, Iterable, Iterator
+import inspect
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import CodeType
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakValueDictionary
 
@@ -16,7 +15,7 @@ import numpy as np
 from . import dims, dtypes
 from .dims import Dim, Shape
 from .dtypes import DType
-from .errors import DTypeError, GraphError, OpError, ShapeError
+from .errors import DTypeError, GraphError, Loc, OpError, ShapeError, caller, place
 from .op import Op, operand
 
 LITERAL_LIMIT = 64  # law 3: larger arrays are inputs or parameters, never part of a graph
@@ -81,8 +80,6 @@ class Scope:
 
 
 ROOT = Scope("", None)
-Loc = tuple[str, int]
-NOWHERE: Loc = ("", 0)
 _here: ContextVar[tuple[Scope, Loc | None]] = ContextVar("tensorgraph_scope", default=(ROOT, None))
 
 
@@ -105,30 +102,6 @@ def scope(name: str, kind: str = "", component: str = "", loop: Loop | None = No
     """Open a layer scope below the current one."""
     with at(Scope(name, current_scope(), kind=kind, component=component, loop=loop)) as s:
         yield s
-
-
-# ------------------------------------------------------------------------------------------ provenance
-
-_engine_code: dict[CodeType, bool] = {}
-
-
-def _is_engine(frame: Any) -> bool:
-    code = frame.f_code
-    known = _engine_code.get(code)
-    if known is None:
-        module = str(frame.f_globals.get("__name__", ""))
-        ours = module == "tensorgraph" or module.startswith("tensorgraph.")
-        user = module.startswith(("tensorgraph.models", "tensorgraph.visualize"))
-        known = _engine_code[code] = (ours and not user) or module in ("contextlib", "functools")
-    return known
-
-
-def caller() -> Loc:
-    """File and line of the innermost frame outside the engine: a model's or the user's line."""
-    frame: Any = sys._getframe(1)
-    while frame is not None and _is_engine(frame):
-        frame = frame.f_back
-    return (frame.f_code.co_filename, frame.f_lineno) if frame is not None else NOWHERE
 
 
 # ---------------------------------------------------------------------------------------------- Tensor
@@ -156,6 +129,73 @@ class Tensor:
     label: str
     serial: int
     specs: tuple[tuple[Shape, DType], ...] | None
+
+    if TYPE_CHECKING:  # what attach_methods puts here from the records, for type checkers
+
+        def __add__(self, other: Any) -> Tensor: ...
+        def __radd__(self, other: Any) -> Tensor: ...
+        def __sub__(self, other: Any) -> Tensor: ...
+        def __rsub__(self, other: Any) -> Tensor: ...
+        def __mul__(self, other: Any) -> Tensor: ...
+        def __rmul__(self, other: Any) -> Tensor: ...
+        def __truediv__(self, other: Any) -> Tensor: ...
+        def __rtruediv__(self, other: Any) -> Tensor: ...
+        def __matmul__(self, other: Any) -> Tensor: ...
+        def __rmatmul__(self, other: Any) -> Tensor: ...
+        def __pow__(self, other: Any) -> Tensor: ...
+        def __rpow__(self, other: Any) -> Tensor: ...
+        def __and__(self, other: Any) -> Tensor: ...
+        def __rand__(self, other: Any) -> Tensor: ...
+        def __or__(self, other: Any) -> Tensor: ...
+        def __ror__(self, other: Any) -> Tensor: ...
+        def __lt__(self, other: Any) -> Tensor: ...
+        def __le__(self, other: Any) -> Tensor: ...
+        def __gt__(self, other: Any) -> Tensor: ...
+        def __ge__(self, other: Any) -> Tensor: ...
+        def __neg__(self) -> Tensor: ...
+        def __abs__(self) -> Tensor: ...
+        def __invert__(self) -> Tensor: ...
+
+        abs: Callable[[], Tensor]
+        argmax: Callable[..., Tensor]
+        argsort: Callable[..., Tensor]
+        astype: Callable[[Any], Tensor]
+        cast: Callable[[Any], Tensor]
+        cos: Callable[[], Tensor]
+        cumsum: Callable[..., Tensor]
+        erf: Callable[[], Tensor]
+        exp: Callable[[], Tensor]
+        expand: Callable[..., Tensor]
+        floor: Callable[[], Tensor]
+        log: Callable[[], Tensor]
+        log_softmax: Callable[..., Tensor]
+        logsumexp: Callable[..., Tensor]
+        matmul: Callable[[Any], Tensor]
+        max: Callable[..., Tensor]
+        maximum: Callable[[Any], Tensor]
+        mean: Callable[..., Tensor]
+        min: Callable[..., Tensor]
+        minimum: Callable[[Any], Tensor]
+        permute: Callable[..., Tensor]
+        pow: Callable[[Any], Tensor]
+        reciprocal: Callable[[], Tensor]
+        relu: Callable[[], Tensor]
+        reshape: Callable[..., Tensor]
+        rsqrt: Callable[[], Tensor]
+        sigmoid: Callable[[], Tensor]
+        sign: Callable[[], Tensor]
+        silu: Callable[[], Tensor]
+        sin: Callable[[], Tensor]
+        softmax: Callable[..., Tensor]
+        split: Callable[..., tuple[Tensor, ...]]
+        sqrt: Callable[[], Tensor]
+        square: Callable[[], Tensor]
+        squeeze: Callable[[int], Tensor]
+        stop_gradient: Callable[[], Tensor]
+        sum: Callable[..., Tensor]
+        swapaxes: Callable[[int, int], Tensor]
+        tanh: Callable[[], Tensor]
+        unsqueeze: Callable[[int], Tensor]
 
     def __init__(
         self,
@@ -193,7 +233,7 @@ class Tensor:
     @property
     def where(self) -> str:
         """`llama.py:88`, or "" if unknown."""
-        return f"{self.loc[0].replace(chr(92), '/').rpartition('/')[2]}:{self.loc[1]}" if self.loc[1] else ""
+        return place(self.loc)
 
     @property
     def path(self) -> str:
@@ -209,7 +249,7 @@ class Tensor:
         """
         if self.op.leaf:
             raise GraphError("TG301", f"{self.label} is an input or parameter and has its name already")
-        if not label or not all(part.isidentifier() or part.isdigit() for part in label.split(".")):
+        if not isinstance(label, str) or not all(part.isidentifier() or part.isdigit() for part in label.split(".")):
             raise GraphError("TG301", f"{label!r} is not a name", hint='names are like "probs" or "attn.probs"')
         self.label = label
         return self
@@ -241,7 +281,11 @@ class Tensor:
 
     def __len__(self) -> int:
         if not self.shape or type(self.shape[0]) is not int:
-            raise ShapeError("TG111", f"len() of {self.label or self.op.name}: its first size is not a number", operands=[operand(self)])
+            raise ShapeError(
+                "TG111",
+                f"len() of {self.label or self.op.name}: its first size is not a number",
+                operands=[operand(self)],
+            )
         return self.shape[0]
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -257,7 +301,16 @@ class Tensor:
         )
 
     def __array__(self, *_: Any, **__: Any) -> Any:
-        raise GraphError(
+        raise self._no_value()
+
+    def __float__(self) -> float:
+        raise self._no_value()
+
+    def __int__(self) -> int:
+        raise self._no_value()
+
+    def _no_value(self) -> GraphError:
+        return GraphError(
             "TG303",
             f"{self.label or self.op.name} is a node of a graph, not an array",
             operands=[operand(self)],
@@ -317,7 +370,9 @@ def make(
 
     `known` gives (shape, dtype, specs) where they are known already, e.g. copied from an equal node.
     """
-    key = (op, scope, *map(id, inputs), *[_freeze(v) for v in attrs.values()]) if attrs else (op, scope, *map(id, inputs))
+    key = (
+        (op, scope, *map(id, inputs), *[_freeze(v) for v in attrs.values()]) if attrs else (op, scope, *map(id, inputs))
+    )
     found = _table.get(key)
     if found is not None:
         return found
@@ -328,10 +383,16 @@ def make(
         try:
             shape, dtype = op.shape(*args, **kwargs), op.dtype(*args, **kwargs)
             if op.outputs:
-                kinds = dtype if isinstance(dtype, (tuple, list)) and not isinstance(dtype, DType) else (dtype,) * len(op.outputs)
+                kinds = (
+                    dtype
+                    if isinstance(dtype, (tuple, list)) and not isinstance(dtype, DType)
+                    else (dtype,) * len(op.outputs)
+                )
                 node.specs = tuple((dims.shape(s), k) for s, k in zip(shape, kinds, strict=True))
             else:
                 node.shape, node.dtype = shape, dtype
+            for s, _ in node.specs if node.specs is not None else ((shape, dtype),):
+                need_sizes(op.name, s)
             if op.requires:
                 for o in op.requires(*args, **kwargs):
                     if o.verdict() is False:
@@ -344,11 +405,18 @@ def make(
     return node
 
 
+def need_sizes(name: str, shape: Shape) -> None:
+    """Raise ShapeError[TG109] if a size is negative whatever it is bound to."""
+    for d in shape:
+        if (d < 0) if type(d) is int else dims.at_least(d, 0) is False:
+            raise ShapeError("TG109", f"{name}: the size {dims.show(d)} is negative")
+
+
 def _broken(op: Op, o: Any, node: Tensor) -> ShapeError:
     sign = {">=": "≥", "==": "=", "divisible": "divisible by"}[o.relation]
     return ShapeError(
         "TG104",
-        f"{op.name}: {o.reason} needs {dims.show(o.left)} {sign} {dims.show(o.right)}",
+        f"{op.name}: {o.reason}: {dims.show(o.left)} must be {sign} {dims.show(o.right)}",
         operands=[operand(x) for x in node.inputs[:3]],
     )
 
@@ -375,8 +443,11 @@ PICK = Op(_pick, name="pick", shape=lambda: (), dtype=lambda: dtypes.float32, st
 # --------------------------------------------------------------------------------------- leaves, scalars
 
 
-def leaf(op: Op, label: str, shape: Shape, dtype: DType, attrs: dict[str, Any] | None = None, scope: Scope | None = None) -> Tensor:
+def leaf(
+    op: Op, label: str, shape: Shape, dtype: DType, attrs: dict[str, Any] | None = None, scope: Scope | None = None
+) -> Tensor:
     """A leaf: identified by object, never interned."""
+    need_sizes(label, shape)
     return Tensor(op, (), attrs or {}, shape, dtype, scope or current_scope(), caller(), label)
 
 
@@ -392,7 +463,12 @@ def as_tensor(value: Any, like: DType | None = None) -> Tensor:
     if isinstance(value, np.generic) or type(value) in (bool, int, float):
         item = value.item() if isinstance(value, np.generic) else value
         if type(item) in (bool, int, float):
-            return cast("Tensor", _hooks["const"](item, dtypes.weak(item, like)))
+            kind = dtypes.weak(item, like)
+            if type(item) is int and kind.kind == "i" and not np.iinfo(kind.np).min <= item <= np.iinfo(kind.np).max:
+                raise DTypeError(
+                    "TG205", f"{item} does not fit in {kind}", hint='cast the tensor first: x.cast("int64")'
+                )
+            return cast("Tensor", _hooks["const"](item, kind))
     if isinstance(value, (list, tuple)) and not any(isinstance(v, Tensor) for v in value):
         value = np.asarray(value)
         if value.dtype == np.float64:
@@ -409,7 +485,9 @@ def as_tensor(value: Any, like: DType | None = None) -> Tensor:
         return cast("Tensor", _hooks["const"](value, dtypes.of_array(value)))
     if hasattr(value, "free_symbols"):
         return cast("Tensor", _hooks["dimension"](value, like))
-    raise OpError("TG254", f"a {type(value).__name__} is not a tensor", hint="tensors, numbers, sizes and small arrays are")
+    raise OpError(
+        "TG254", f"a {type(value).__name__} is not a tensor", hint="tensors, numbers, sizes and small arrays are"
+    )
 
 
 # ----------------------------------------------------------------------------------------------- calling
@@ -488,32 +566,36 @@ def _bind(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[A
             elif p.kind == "optional":
                 values.append(None)
             else:
-                raise OpError("TG255", f"{op.name}: argument {p.name!r} is missing", notes=[f"{op.name}{_signature(op)}"])
+                raise _missing_argument(op, p.name)
     attrs: dict[str, Any] = {}
     if len(rest) > len(op.attrs):
-        raise OpError("TG255", f"{op.name}: {len(args)} arguments given, at most {len(op.params)} taken", notes=[f"{op.name}{_signature(op)}"])
+        text = f"{op.name}: {len(args)} arguments given, at most {len(op.params)} taken"
+        raise OpError("TG255", text, notes=[f"{op.name}{_signature(op)}"])
     for i, p in enumerate(op.attrs):
         if i < len(rest):
             attrs[p.name] = rest[i]
         elif p.name in kwargs:
             attrs[p.name] = kwargs[p.name]
-        elif p.default is p.empty if hasattr(p, "empty") else p.default is _EMPTY:
-            raise OpError("TG255", f"{op.name}: argument {p.name!r} is missing", notes=[f"{op.name}{_signature(op)}"])
+        elif p.default is inspect.Parameter.empty:
+            raise _missing_argument(op, p.name)
         else:
             attrs[p.name] = p.default
+    given = {p.name for p in (*op.inputs[: len(args) - len(rest)], *op.attrs[: len(rest)])}
+    if twice := [n for n in kwargs if n in given and not op.variadic]:
+        raise OpError("TG255", f"{op.name}: argument {twice[0]!r} is given twice", notes=[f"{op.name}{_signature(op)}"])
     unknown = kwargs.keys() - {p.name for p in op.params}
     if unknown:
-        raise OpError("TG255", f"{op.name}: unknown argument {', '.join(sorted(unknown))}", notes=[f"{op.name}{_signature(op)}"])
+        wrong = ", ".join(sorted(unknown))
+        raise OpError("TG255", f"{op.name}: unknown argument {wrong}", notes=[f"{op.name}{_signature(op)}"])
     return values, attrs
 
 
-import inspect as _inspect  # noqa: E402
-
-_EMPTY = _inspect.Parameter.empty
+def _missing_argument(op: Op, name: str) -> OpError:
+    return OpError("TG255", f"{op.name}: argument {name!r} is missing", notes=[f"{op.name}{_signature(op)}"])
 
 
 def _signature(op: Op) -> str:
-    return str(_inspect.signature(op.fn)).replace("'", "").replace(" | ", "|")
+    return str(inspect.signature(op.fn)).replace("'", "").replace(" | ", "|")
 
 
 def _lift(op: Op, values: list[Any]) -> list[Any]:
@@ -540,7 +622,7 @@ def retype_error(op: Op, x: Tensor) -> DTypeError:
     return DTypeError("TG203", f"{op.name} does not take {x.dtype}", operands=[operand(x)])
 
 
-Op.__call__ = apply  # type: ignore[method-assign]
+Op.__call__ = apply  # type: ignore[method-assign, assignment]
 
 
 # ------------------------------------------------------------------------------------------- walking

@@ -40,7 +40,12 @@ class Lowered:
         self.source = self._text(name)
         self.filename = f"<tensorgraph {name} {next(_serial)}>"
         linecache.cache[self.filename] = (len(self.source), None, self.source.splitlines(True), self.filename)
-        space: dict[str, Any] = {"np": xp.numpy, "F": SimpleNamespace(**self._records), "D": SimpleNamespace(**dtypes.ALL), "check": check}
+        space: dict[str, Any] = {
+            "np": xp.numpy,
+            "F": SimpleNamespace(**self._records),
+            "D": SimpleNamespace(**dtypes.ALL),
+            "check": check,
+        }
         exec(compile(self.source, self.filename, "exec"), space)  # law 9: the one exec, on generated text
         self.views: Callable[..., None] = space["views"]
         self.step: Callable[..., tuple[Any, ...]] = space["step"]
@@ -73,7 +78,11 @@ class Lowered:
             return f"{base}.transpose({', '.join(map(str, v.node.attrs['axes']))})"
         sizes = "" if v.root.kind != "leaf" else "v."
         if view == "reshape":
-            return f"{base}.reshape({sizes}{self._shape(v.shape)})" if not sizes else f"{base}.reshape({self._at_run(v.shape)})"
+            return (
+                f"{base}.reshape({sizes}{self._shape(v.shape)})"
+                if not sizes
+                else f"{base}.reshape({self._at_run(v.shape)})"
+            )
         if view == "expand":
             return f"np.broadcast_to({base}, {self._at_run(v.shape) if sizes else self._shape(v.shape)})"
         ranges = ", ".join(self._range(r, d, sizes) for r, d in zip(v.node.attrs["ranges"], v.base.shape, strict=True))
@@ -113,7 +122,9 @@ class Lowered:
         for v in self.program.values:
             if v.kind == "arena":
                 assert v.buffer is not None
-                self.views_lines.append(f"v.t{v.index} = a[{v.buffer.index}].reshape({self._shape(v.shape)})  # {self._note(v)}")
+                self.views_lines.append(
+                    f"v.t{v.index} = a[{v.buffer.index}].reshape({self._shape(v.shape)})  # {self._note(v)}"
+                )
             elif v.kind == "view" and v.root.kind != "leaf":
                 self.views_lines.append(f"v.t{v.index} = {self._seen(v)}  # {self._note(v)}")
         for n, k in enumerate(self.program.kernels):
@@ -126,7 +137,11 @@ class Lowered:
             v = p.outputs[name]
             if v.kind != "leaf" or v.key != key:
                 self.step_lines.append(f"np.copyto(P[{key!r}], {self._ref(v)})")
-        results = [f"{self._ref(v)}.copy()" if v.shape else f"{self._ref(v)}[()]" for n, v in p.outputs.items() if n not in p.donated]
+        results = [
+            f"{self._ref(v)}.copy()" if v.shape else f"{self._ref(v)}[()]"
+            for n, v in p.outputs.items()
+            if n not in p.donated
+        ]
         self.step_lines.append(f"return ({', '.join(results)}{',' if len(results) == 1 else ''})")
 
     def _copy(self, k: Kernel) -> str:
@@ -159,7 +174,11 @@ class Lowered:
         t = v.node if k is None else k.node
         where = f" ({t.where})" if t.where and k is not None else ""
         path = ("∂" if t.scope.backward else "") + t.scope.path + (f" {t.label}" if t.label else "")
-        text = f"{v.dtype.short}{dims.show_shape(v.shape).replace(' ', '')}  {path}{where}" if k is not None else f"{v.dtype.short} {t.op.name}"
+        text = (
+            f"{v.dtype.short}{dims.show_shape(v.shape).replace(' ', '')}  {path}{where}"
+            if k is not None
+            else f"{v.dtype.short} {t.op.name}"
+        )
         return "".join(c for c in text if c.isprintable()).rstrip()
 
     def _text(self, name: str) -> str:

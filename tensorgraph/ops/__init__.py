@@ -15,4 +15,13 @@ from .reduce import *  # noqa: F403
 
 attach_methods(REGISTRY.values())
 
-__all__ = [*elementwise.__all__, *indexing.__all__, *leaf.__all__, *linalg.__all__, *movement.__all__, *nn.__all__, *reduce.__all__, "random"]
+__all__ = [
+    *elementwise.__all__,
+    *indexing.__all__,
+    *leaf.__all__,
+    *linalg.__all__,
+    *movement.__all__,
+    *nn.__all__,
+    *reduce.__all__,
+    "random",
+]

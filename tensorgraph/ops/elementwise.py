@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import dims, dtypes
 from ..dtypes import DType
-from ..op import Bad, InputSpec, Op, S, bools, broadcast, fixed, floating, need_dtype, op, promoted, same
+from ..op import Bad, InputSpec, Op, S, bools, broadcast, fixed, floating, need_dtype, number, op, promoted, same
 from ..tensor import Tensor
 from .leaf import const
 
@@ -27,14 +27,15 @@ def unary(name: str, doc: str, *, cost: int = 1, kind: str = "float", **fields: 
     def fn(x: Tensor) -> Tensor: ...
 
     fn.__name__, fn.__doc__ = name, doc
-    bad = [Bad(InputSpec("B T", "int32"), match="needs a floating dtype")] if kind == "float" else []
+    wrong = ("int32", "needs a floating dtype") if kind == "float" else ("bool", "needs numbers")
+    bad = [Bad(InputSpec("B T", wrong[0]), match=wrong[1])]
     fields.setdefault("samples", [S("B T"), S(""), S("B T d"), *bad])
     return op(
         fn,
         builtin=True,
         primitive=True,
         shape=same(),
-        dtype=floating(name) if kind == "float" else promoted,
+        dtype=floating(name) if kind == "float" else number(name),
         flops=lambda y, x: dims.mul(cost, y.size),
         inplace=(0,),
         style="elementwise",
@@ -43,22 +44,67 @@ def unary(name: str, doc: str, *, cost: int = 1, kind: str = "float", **fields: 
 
 
 neg = unary("neg", "-x", kind="any", ufunc="negative", method="__neg__", formula=lambda sp, x: -x)
-abs = unary("abs", "|x|; the gradient at 0 is 0.", kind="any", ufunc="absolute", method="__abs__ abs", kinks=(0.0,), formula=lambda sp, x: sp.sqrt(x**2))
+abs = unary(
+    "abs",
+    "|x|; the gradient at 0 is 0.",
+    kind="any",
+    ufunc="absolute",
+    method="__abs__ abs",
+    kinks=(0.0,),
+    formula=lambda sp, x: sp.sqrt(x**2),
+)
 sign = unary("sign", "-1, 0 or 1.", kind="any", ufunc="sign", method="sign", nodiff="constant but at 0", kinks=(0.0,))
-floor = unary("floor", "The largest whole number not above x.", ufunc="floor", method="floor", nodiff="constant but at whole numbers", kinks=(-2.0, -1.0, 0.0, 1.0, 2.0))
+floor = unary(
+    "floor",
+    "The largest whole number not above x.",
+    ufunc="floor",
+    method="floor",
+    nodiff="constant but at whole numbers",
+    kinks=(-2.0, -1.0, 0.0, 1.0, 2.0),
+)
 exp = unary("exp", "e to the x.", cost=1, ufunc="exp", method="exp", formula=lambda sp, x: sp.exp(x))
-log = unary("log", "The natural logarithm.", ufunc="log", method="log", domain=(0.1, 4.0), formula=lambda sp, x: sp.log(x))
-sqrt = unary("sqrt", "The square root.", ufunc="sqrt", method="sqrt", domain=(0.1, 4.0), formula=lambda sp, x: sp.sqrt(x))
+log = unary(
+    "log", "The natural logarithm.", ufunc="log", method="log", domain=(0.1, 4.0), formula=lambda sp, x: sp.log(x)
+)
+sqrt = unary(
+    "sqrt", "The square root.", ufunc="sqrt", method="sqrt", domain=(0.1, 4.0), formula=lambda sp, x: sp.sqrt(x)
+)
 square = unary("square", "x * x.", kind="any", ufunc="square", method="square", formula=lambda sp, x: x**2)
-reciprocal = unary("reciprocal", "1 / x.", ufunc="reciprocal", method="reciprocal", domain=(0.2, 4.0), formula=lambda sp, x: 1 / x)
+reciprocal = unary(
+    "reciprocal", "1 / x.", ufunc="reciprocal", method="reciprocal", domain=(0.2, 4.0), formula=lambda sp, x: 1 / x
+)
 sin = unary("sin", "The sine, x in radians.", ufunc="sin", method="sin", formula=lambda sp, x: sp.sin(x))
 cos = unary("cos", "The cosine, x in radians.", ufunc="cos", method="cos", formula=lambda sp, x: sp.cos(x))
 tanh = unary("tanh", "The hyperbolic tangent.", ufunc="tanh", method="tanh", formula=lambda sp, x: sp.tanh(x))
 expm1 = unary("expm1", "exp(x) - 1, exact near 0.", ufunc="expm1", formula=lambda sp, x: sp.exp(x) - 1)
-log1p = unary("log1p", "log(1 + x), exact near 0.", ufunc="log1p", domain=(-0.8, 4.0), formula=lambda sp, x: sp.log(1 + x))
-rsqrt = unary("rsqrt", "1 / sqrt(x).", cost=2, method="rsqrt", elementwise=True, domain=(0.1, 4.0), formula=lambda sp, x: 1 / sp.sqrt(x))
-erf = unary("erf", "The error function, 2/sqrt(pi) times the integral of exp(-t^2) from 0 to x.", cost=4, ufunc="erf", method="erf", formula=lambda sp, x: sp.erf(x))
-sigmoid = unary("sigmoid", "1 / (1 + exp(-x)).", cost=4, method="sigmoid", elementwise=True, formula=lambda sp, x: 1 / (1 + sp.exp(-x)))
+log1p = unary(
+    "log1p", "log(1 + x), exact near 0.", ufunc="log1p", domain=(-0.8, 4.0), formula=lambda sp, x: sp.log(1 + x)
+)
+rsqrt = unary(
+    "rsqrt",
+    "1 / sqrt(x).",
+    cost=2,
+    method="rsqrt",
+    elementwise=True,
+    domain=(0.1, 4.0),
+    formula=lambda sp, x: 1 / sp.sqrt(x),
+)
+erf = unary(
+    "erf",
+    "The error function, 2/sqrt(pi) times the integral of exp(-t^2) from 0 to x.",
+    cost=4,
+    ufunc="erf",
+    method="erf",
+    formula=lambda sp, x: sp.erf(x),
+)
+sigmoid = unary(
+    "sigmoid",
+    "1 / (1 + exp(-x)).",
+    cost=4,
+    method="sigmoid",
+    elementwise=True,
+    formula=lambda sp, x: 1 / (1 + sp.exp(-x)),
+)
 
 
 @rsqrt.forward
@@ -99,13 +145,24 @@ def binary(name: str, doc: str, **fields: Any) -> Op:
     def fn(x: Tensor, y: Tensor) -> Tensor: ...
 
     fn.__name__, fn.__doc__ = name, doc
-    fields.setdefault("samples", [S("B T", "B T"), S("B T d", "d"), S("B 1", "B T"), S("", "T"), Bad("B T", "B d", match="sizes differ")])
+    fields.setdefault(
+        "samples",
+        [S("B T", "B T"), S("B T d", "d"), S("B 1", "B T"), S("", "T"), Bad("B T", "B d", match="sizes differ")],
+    )
     fields.setdefault("inplace", (0, 1))
     return op(fn, builtin=True, primitive=True, shape=broadcast(name), flops=_size, style="elementwise", **fields)
 
 
 add = binary("add", "x + y.", title="+", ufunc="add", method="__add__ __radd__", formula=lambda sp, x, y: x + y)
-sub = binary("sub", "x - y.", title="−", ufunc="subtract", method="__sub__ __rsub__", formula=lambda sp, x, y: x - y)
+sub = binary(
+    "sub",
+    "x - y.",
+    title="−",
+    dtype=number("sub"),
+    ufunc="subtract",
+    method="__sub__ __rsub__",
+    formula=lambda sp, x, y: x - y,
+)
 mul = binary("mul", "x * y.", title="×", ufunc="multiply", method="__mul__ __rmul__", formula=lambda sp, x, y: x * y)
 div = binary(
     "div",
@@ -136,15 +193,6 @@ div.vjp(lambda g, out, x, y: (lambda: g / y, lambda: -g * out / y))
 pow.vjp(lambda g, out, x, y: (lambda: g * y * pow(x, y - 1.0), lambda: g * out * log(x)))
 
 
-def _half(win: Tensor, tie: Tensor, g: Tensor) -> Tensor:
-    zero = const(0.0, g.dtype)
-    return where(win, g, where(tie, g * 0.5, zero))
-
-
-maximum.vjp(lambda g, out, x, y: (lambda: _half(greater(x, y), equal(x, y), g), lambda: _half(less(x, y), equal(x, y), g)))
-minimum.vjp(lambda g, out, x, y: (lambda: _half(less(x, y), equal(x, y), g), lambda: _half(greater(x, y), equal(x, y), g)))
-
-
 def comparison(name: str, doc: str, ufunc: str, method: str = "") -> Op:
     return binary(name, doc, dtype=fixed(dtypes.bool_), ufunc=ufunc, method=method, inplace=(), nodiff="a truth value")
 
@@ -157,6 +205,19 @@ equal = comparison("equal", "Whether x and y are equal.", "equal")
 not_equal = comparison("not_equal", "Whether x and y differ.", "not_equal")
 
 
+def _half(win: Tensor, tie: Tensor, g: Tensor) -> Tensor:
+    zero = const(0.0, g.dtype)
+    return where(win, g, where(tie, g * 0.5, zero))
+
+
+maximum.vjp(
+    lambda g, out, x, y: (lambda: _half(greater(x, y), equal(x, y), g), lambda: _half(less(x, y), equal(x, y), g))
+)
+minimum.vjp(
+    lambda g, out, x, y: (lambda: _half(less(x, y), equal(x, y), g), lambda: _half(greater(x, y), equal(x, y), g))
+)
+
+
 def _logical(name: str) -> Any:
     def rule(*xs: Tensor, **_: Any) -> DType:
         for x in xs:
@@ -167,12 +228,36 @@ def _logical(name: str) -> Any:
 
 
 logical = [S(bools("B T"), bools("B T")), S(bools("B T"), bools("T")), Bad("B T", "B T", match="must be bool")]
-logical_and = binary("logical_and", "Both.", dtype=_logical("logical_and"), ufunc="logical_and", method="__and__ __rand__", nodiff="a truth value", samples=logical)
-logical_or = binary("logical_or", "Either.", dtype=_logical("logical_or"), ufunc="logical_or", method="__or__ __ror__", nodiff="a truth value", samples=logical)
+logical_and = binary(
+    "logical_and",
+    "Both.",
+    dtype=_logical("logical_and"),
+    ufunc="logical_and",
+    method="__and__ __rand__",
+    nodiff="a truth value",
+    samples=logical,
+)
+logical_or = binary(
+    "logical_or",
+    "Either.",
+    dtype=_logical("logical_or"),
+    ufunc="logical_or",
+    method="__or__ __ror__",
+    nodiff="a truth value",
+    samples=logical,
+)
 
 
-@builtin(shape=same(), dtype=_logical("logical_not"), ufunc="logical_not", method="__invert__", inplace=(0,), nodiff="a truth value",
-         style="elementwise", samples=[S(bools("B T")), Bad("B T", match="must be bool")])
+@builtin(
+    shape=same(),
+    dtype=_logical("logical_not"),
+    ufunc="logical_not",
+    method="__invert__",
+    inplace=(0,),
+    nodiff="a truth value",
+    style="elementwise",
+    samples=[S(bools("B T")), Bad("B T", match="must be bool")],
+)
 def logical_not(x: Tensor) -> Tensor:
     """Not x."""
 
@@ -182,8 +267,13 @@ def _where_dtype(c: Tensor, x: Tensor, y: Tensor) -> DType:
     return promoted(x, y)
 
 
-@builtin(shape=broadcast("where"), dtype=_where_dtype, inplace=(2,), style="elementwise",
-         samples=[S(bools("B T"), "B T", "B T"), S(bools("T"), "B T", ""), Bad("B", "B", "B", match="must be bool")])
+@builtin(
+    shape=broadcast("where"),
+    dtype=_where_dtype,
+    inplace=(2,),
+    style="elementwise",
+    samples=[S(bools("B T"), "B T", "B T"), S(bools("T"), "B T", ""), Bad("B", "B", "B", match="must be bool")],
+)
 def where(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """x where the condition is true, else y; the branch not taken gets no gradient."""
 
@@ -208,8 +298,15 @@ def _cast_prepare(values: Any, attrs: dict[str, Any]) -> dict[str, Any]:
     return {"dtype": dtypes.dtype(attrs["dtype"])}
 
 
-@builtin(shape=same(), dtype=lambda x, dtype: dtype, prepare=_cast_prepare, method="cast astype", style="elementwise",
-         flops=lambda *_, **__: 0, samples=[S("B T", dtype="float32"), S("B", dtype="bfloat16"), S("B", dtype="int32")])
+@builtin(
+    shape=same(),
+    dtype=lambda x, dtype: dtype,
+    prepare=_cast_prepare,
+    method="cast astype",
+    style="elementwise",
+    flops=lambda *_, **__: 0,
+    samples=[S("B T", dtype="float32"), S("B", dtype="bfloat16"), S("B", dtype="int32")],
+)
 def cast(x: Tensor, dtype: Any) -> Tensor:
     """x in another dtype. Float to float passes the gradient; to an integer or bool does not."""
 
@@ -232,8 +329,16 @@ def upcast(x: Tensor) -> Tensor:
     return cast(x, "float32") if x.dtype.is_float and x.dtype.size < 4 else x
 
 
-@builtin(shape=same(), dtype=promoted, method="stop_gradient", view="same", style="view", flops=lambda *_, **__: 0,
-         nodiff="asked for", samples=[S("B T")])
+@builtin(
+    shape=same(),
+    dtype=promoted,
+    method="stop_gradient",
+    view="same",
+    style="view",
+    flops=lambda *_, **__: 0,
+    nodiff="asked for",
+    samples=[S("B T")],
+)
 def stop_gradient(x: Tensor) -> Tensor:
     """x, through which no gradient passes."""
 

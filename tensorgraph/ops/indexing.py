@@ -26,8 +26,19 @@ def _take_shape(x: Tensor, ids: Tensor, axis: int) -> Shape:
     return (*x.shape[:axis], *ids.shape, *x.shape[axis + 1 :])
 
 
-@builtin(shape=_take_shape, dtype=lambda x, ids, axis: x.dtype, prepare=_axis("take"), ranges=lambda x, ids, axis: [DataRange(1, 0, x.shape[axis])],
-         style="gather", samples=[S("V d", ids("B T", "V")), S("B V", ids("T", "V"), axis=1), S("V", ids("", "V")), Bad("V d", "B", match="must be integer")])
+@builtin(
+    shape=_take_shape,
+    dtype=lambda x, ids, axis: x.dtype,
+    prepare=_axis("take"),
+    ranges=lambda x, ids, axis: [DataRange(1, 0, x.shape[axis])],
+    style="gather",
+    samples=[
+        S("V d", ids("B T", "V")),
+        S("B V", ids("T", "V"), axis=1),
+        S("V", ids("", "V")),
+        Bad("V d", "B", match="must be integer"),
+    ],
+)
 def take(x: Tensor, ids: Tensor, axis: int = 0) -> Tensor:
     """Rows of x by index: an embedding lookup. ids lie in [0, size of `axis`)."""
 
@@ -50,9 +61,18 @@ def _segment_shape(x: Tensor, ids: Tensor, count: Dim, axis: int) -> Shape:
     return (*x.shape[:axis], count, *x.shape[axis + ids.ndim :])
 
 
-@builtin(shape=_segment_shape, dtype=lambda x, *_, **__: x.dtype, prepare=lambda xs, a: {"count": dims.canon(a["count"]), "axis": int(a["axis"])},
-         ranges=lambda x, ids, count, axis: [DataRange(1, 0, count)], flops=lambda y, x, *_, **__: x.size,
-         samples=[S("B T d", ids("B T", "5"), count=5), S("B T", ids("T", "3"), count=3, axis=1), Bad("B d", ids("T", "3"), count=3, match="do not match")])
+@builtin(
+    shape=_segment_shape,
+    dtype=lambda x, *_, **__: x.dtype,
+    prepare=lambda xs, a: {"count": dims.canon(a["count"]), "axis": int(a["axis"])},
+    ranges=lambda x, ids, count, axis: [DataRange(1, 0, count)],
+    flops=lambda y, x, *_, **__: x.size,
+    samples=[
+        S("B T d", ids("B T", "5"), count=5),
+        S("B T", ids("T", "3"), count=3, axis=1),
+        Bad("B d", ids("T", "3"), count=3, match="do not match"),
+    ],
+)
 def segment_sum(x: Tensor, ids: Tensor, count: Any, axis: int = 0) -> Tensor:
     """Row i of the result is the sum of the rows of x whose id is i: the transpose of `take`."""
 
@@ -73,13 +93,29 @@ def _(g: Tensor, y: Tensor, x: Tensor, ids: Tensor, count: Dim, axis: int) -> An
 
 def _along_shape(x: Tensor, ids: Tensor, axis: int) -> Shape:
     need_dtype("take_along", ids, "i", "ids")
-    if ids.ndim != x.ndim or not all(i == axis or dims.same(a, b) for i, (a, b) in enumerate(zip(x.shape, ids.shape, strict=False))):
-        raise clash("TG118", "take_along: x and ids must agree on every axis but the one indexed", (x, "x", None), (ids, "ids", None))
+    if ids.ndim != x.ndim or not all(
+        i == axis or dims.same(a, b) for i, (a, b) in enumerate(zip(x.shape, ids.shape, strict=False))
+    ):
+        raise clash(
+            "TG118",
+            "take_along: x and ids must agree on every axis but the one indexed",
+            (x, "x", None),
+            (ids, "ids", None),
+        )
     return ids.shape
 
 
-@builtin(shape=_along_shape, dtype=lambda x, ids, axis: x.dtype, prepare=_axis("take_along"), ranges=lambda x, ids, axis: [DataRange(1, 0, x.shape[axis])],
-         samples=[S("B V", ids("B T", "V")), S("V T", ids("B T", "V"), axis=0), Bad("B V", ids("T", "V"), match="must agree")])
+@builtin(
+    shape=_along_shape,
+    dtype=lambda x, ids, axis: x.dtype,
+    prepare=_axis("take_along"),
+    ranges=lambda x, ids, axis: [DataRange(1, 0, x.shape[axis])],
+    samples=[
+        S("B V", ids("B T", "V")),
+        S("V T", ids("B T", "V"), axis=0),
+        Bad("B V", ids("T", "V"), match="must agree"),
+    ],
+)
 def take_along(x: Tensor, ids: Tensor, axis: int = -1) -> Tensor:
     """x[..., ids[..., j], ...] along `axis`, the other axes in step."""
 
@@ -101,11 +137,19 @@ def _sum_along_shape(x: Tensor, ids: Tensor, count: Dim, axis: int) -> Shape:
     return tuple(count if i == axis else d for i, d in enumerate(x.shape))
 
 
-@builtin(shape=_sum_along_shape, dtype=lambda x, *_, **__: x.dtype,
-         prepare=lambda xs, a: {"count": dims.canon(a["count"]), "axis": axis_of("sum_along", a["axis"], xs[0])},
-         ranges=lambda x, ids, count, axis: [DataRange(1, 0, count)], flops=lambda y, x, *_, **__: x.size,
-         samples=[S("B T", ids("B T", "4"), count=4), S("B T", ids("B T", "3"), count=3, axis=0),
-                  Bad("B T", ids("T", "4"), count=4, match="must have one shape"), Bad("B", "B", count=4, match="must be integer")])
+@builtin(
+    shape=_sum_along_shape,
+    dtype=lambda x, *_, **__: x.dtype,
+    prepare=lambda xs, a: {"count": dims.canon(a["count"]), "axis": axis_of("sum_along", a["axis"], xs[0])},
+    ranges=lambda x, ids, count, axis: [DataRange(1, 0, count)],
+    flops=lambda y, x, *_, **__: x.size,
+    samples=[
+        S("B T", ids("B T", "4"), count=4),
+        S("B T", ids("B T", "3"), count=3, axis=0),
+        Bad("B T", ids("T", "4"), count=4, match="must have one shape"),
+        Bad("B", "B", count=4, match="must be integer"),
+    ],
+)
 def sum_along(x: Tensor, ids: Tensor, count: Any, axis: int = -1) -> Tensor:
     """Zeros of size `count` along `axis`, to which x is added at ids: the transpose of `take_along`."""
 
@@ -129,14 +173,31 @@ def _(g: Tensor, y: Tensor, x: Tensor, ids: Tensor, count: Dim, axis: int) -> An
 
 def _update_shape(x: Tensor, new: Tensor, position: Tensor, axis: int) -> Shape:
     need_dtype("update_slice", position, "i", "position")
-    if new.ndim != x.ndim or not all(i == axis or dims.same(a, b) for i, (a, b) in enumerate(zip(x.shape, new.shape, strict=False))):
-        raise clash("TG118", "update_slice: x and new must agree on every axis but the one written", (x, "x", None), (new, "new", None))
+    if new.ndim != x.ndim or not all(
+        i == axis or dims.same(a, b) for i, (a, b) in enumerate(zip(x.shape, new.shape, strict=False))
+    ):
+        raise clash(
+            "TG118",
+            "update_slice: x and new must agree on every axis but the one written",
+            (x, "x", None),
+            (new, "new", None),
+        )
     return x.shape
 
 
-@builtin(shape=_update_shape, dtype=lambda x, new, position, axis: x.dtype, prepare=_axis("update_slice"), inplace=(0,), style="move",
-         ranges=lambda x, new, position, axis: [DataRange(2, 0, dims.add(dims.sub(x.shape[axis], new.shape[axis]), 1))],
-         samples=[S("B 5 d", "B 2 d", SCALAR_ID, axis=1), S("4", "1", SCALAR_ID), Bad("B 5", "T 2", SCALAR_ID, axis=1, match="must agree")])
+@builtin(
+    shape=_update_shape,
+    dtype=lambda x, new, position, axis: x.dtype,
+    prepare=_axis("update_slice"),
+    inplace=(0,),
+    style="move",
+    ranges=lambda x, new, position, axis: [DataRange(2, 0, dims.add(dims.sub(x.shape[axis], new.shape[axis]), 1))],
+    samples=[
+        S("B 5 d", "B 2 d", SCALAR_ID, axis=1),
+        S("4", "1", SCALAR_ID),
+        Bad("B 5", "T 2", SCALAR_ID, axis=1, match="must agree"),
+    ],
+)
 def update_slice(x: Tensor, new: Tensor, position: Tensor, axis: int = 0) -> Tensor:
     """x with `new` written from `position` on along `axis`; in place where x is not needed afterwards (a cache)."""
 
@@ -153,7 +214,11 @@ def _(xp: Any, x: Any, new: Any, position: Any, axis: int, out: Any = None) -> A
 
 @update_slice.vjp
 def _(g: Tensor, y: Tensor, x: Tensor, new: Tensor, position: Tensor, axis: int) -> Any:
-    return lambda: update_slice(g, zeros(new.shape, g.dtype), position, axis), lambda: dynamic_slice(g, position, new.shape[axis], axis), None
+    return (
+        lambda: update_slice(g, zeros(new.shape, g.dtype), position, axis),
+        lambda: dynamic_slice(g, position, new.shape[axis], axis),
+        None,
+    )
 
 
 def _dynamic_slice_shape(x: Tensor, position: Tensor, size: Dim, axis: int) -> Shape:
@@ -161,12 +226,20 @@ def _dynamic_slice_shape(x: Tensor, position: Tensor, size: Dim, axis: int) -> S
     return tuple(size if i == axis else d for i, d in enumerate(x.shape))
 
 
-@builtin(shape=_dynamic_slice_shape, dtype=lambda x, *_, **__: x.dtype,
-         requires=lambda x, position, size, axis: [Obligation(x.shape[axis], ">=", size, "slice within its axis")],
-         prepare=lambda xs, a: {"size": dims.canon(a["size"]), "axis": axis_of("dynamic_slice", a["axis"], xs[0])}, style="move",
-         ranges=lambda x, position, size, axis: [DataRange(1, 0, dims.add(dims.sub(x.shape[axis], size), 1))],
-         samples=[S("B 5 d", SCALAR_ID, size=2, axis=1), S("3", SCALAR_ID, size=1), Bad("3", "", size=1, match="must be integer"),
-                  Bad("3", SCALAR_ID, size=4, match="slice within its axis")])
+@builtin(
+    shape=_dynamic_slice_shape,
+    dtype=lambda x, *_, **__: x.dtype,
+    requires=lambda x, position, size, axis: [Obligation(x.shape[axis], ">=", size, "slice within its axis")],
+    prepare=lambda xs, a: {"size": dims.canon(a["size"]), "axis": axis_of("dynamic_slice", a["axis"], xs[0])},
+    style="move",
+    ranges=lambda x, position, size, axis: [DataRange(1, 0, dims.add(dims.sub(x.shape[axis], size), 1))],
+    samples=[
+        S("B 5 d", SCALAR_ID, size=2, axis=1),
+        S("3", SCALAR_ID, size=1),
+        Bad("3", "", size=1, match="must be integer"),
+        Bad("3", SCALAR_ID, size=4, match="slice within its axis"),
+    ],
+)
 def dynamic_slice(x: Tensor, position: Tensor, size: Any, axis: int = 0) -> Tensor:
     """`size` rows of x from `position` on along `axis`."""
 
@@ -185,8 +258,14 @@ def _(g: Tensor, y: Tensor, x: Tensor, position: Tensor, size: Dim, axis: int) -
 # ------------------------------------------------------------------------------------------------ order
 
 
-@builtin(shape=same(), dtype=fixed(dtypes.int32), prepare=_axis("argsort"), method="argsort", nodiff="an index",
-         samples=[S("B T"), S("B T", axis=0, descending=True), Bad("B", axis=1, match="axis 1 out of range")])
+@builtin(
+    shape=same(),
+    dtype=fixed(dtypes.int32),
+    prepare=_axis("argsort"),
+    method="argsort",
+    nodiff="an index",
+    samples=[S("B T"), S("B T", axis=0, descending=True), Bad("B", axis=1, match="axis 1 out of range")],
+)
 def argsort(x: Tensor, axis: int = -1, descending: bool = False) -> Tensor:
     """The order that sorts x along `axis`; equal elements keep theirs."""
 
@@ -209,4 +288,14 @@ def one_hot(ids: Tensor, count: Any, dtype: Any = "float32") -> Tensor:
     return equal(unsqueeze(ids, ids.ndim), arange(size=count, dtype=ids.dtype)).cast(dtype)
 
 
-__all__ = ["argsort", "dynamic_slice", "one_hot", "segment_sum", "sum_along", "take", "take_along", "top_k", "update_slice"]
+__all__ = [
+    "argsort",
+    "dynamic_slice",
+    "one_hot",
+    "segment_sum",
+    "sum_along",
+    "take",
+    "take_along",
+    "top_k",
+    "update_slice",
+]

@@ -11,7 +11,7 @@ from .. import dims, dtypes
 from ..dims import Dim
 from ..dtypes import DType
 from ..errors import GraphError, ShapeError
-from ..op import Bad, Op, S, op, operand, same
+from ..op import Bad, Op, S, op, operand
 from ..tensor import ROOT, Loop, Scope, Tensor, _hooks, at, caller, current_scope, leaf, make
 
 builtin = partial(op, builtin=True, primitive=True)
@@ -26,7 +26,9 @@ def _record(name: str, doc: str, **fields: Any) -> Op:
     def fn() -> None: ...
 
     fn.__name__, fn.__doc__ = name, doc
-    return builtin(fn, shape=lambda **k: k.get("shape", ()), dtype=_any_dtype, leaf=True, flops=lambda *_, **__: 0, **fields)
+    return builtin(
+        fn, shape=lambda **k: k.get("shape", ()), dtype=_any_dtype, leaf=True, flops=lambda *_, **__: 0, **fields
+    )
 
 
 INPUT = _record("input", "An array given at every call.", style="input")
@@ -46,22 +48,39 @@ def input(name: str, shape: Any = (), dtype: Any = "float32", high: Any = None, 
     return leaf(INPUT, name, dims.shape(shape), dtypes.dtype(dtype), attrs)
 
 
-def param(name: str, shape: Any, dtype: Any = "float32", *, trained: bool = True, component: str = "", scope: Scope | None = None) -> Tensor:
+def param(
+    name: str,
+    shape: Any,
+    dtype: Any = "float32",
+    *,
+    trained: bool = True,
+    component: str = "",
+    scope: Scope | None = None,
+) -> Tensor:
     """A learned array named `name`; `trained=False` freezes it. Modules make theirs with `tg.Parameter`."""
     _check_name("parameter", name)
-    return leaf(PARAM, name, dims.shape(shape), dtypes.dtype(dtype), {"trained": trained, "component": component}, scope)
+    return leaf(
+        PARAM, name, dims.shape(shape), dtypes.dtype(dtype), {"trained": trained, "component": component}, scope
+    )
 
 
 def _check_name(kind: str, name: Any) -> None:
     if not isinstance(name, str) or not name or any(ord(c) < 32 or ord(c) == 127 for c in name):
-        raise GraphError("TG301", f"{name!r} is not a name for an {kind}" if kind == "input" else f"{name!r} is not a name for a {kind}")
+        raise GraphError(
+            "TG301",
+            f"{name!r} is not a name for an {kind}" if kind == "input" else f"{name!r} is not a name for a {kind}",
+        )
 
 
 def const(value: Any, dtype: Any = None) -> Tensor:
     """A literal: a number or a small array. Equal literals are one node."""
     kind = dtypes.dtype(dtype) if dtype is not None else dtypes.of_array(np.asarray(value))
     array = np.asarray(value).astype(kind.np)
-    attrs = {"value": array.item() if array.ndim == 0 and kind.name != "bfloat16" else array, "dtype": kind, "shape": array.shape}
+    attrs = {
+        "value": array.item() if array.ndim == 0 and kind.name != "bfloat16" else array,
+        "dtype": kind,
+        "shape": array.shape,
+    }
     return make(CONST, (), attrs, ROOT, caller(), (array.shape, kind, None))
 
 
@@ -78,8 +97,14 @@ _hooks["const"] = const
 _hooks["dimension"] = dimension
 
 
-@free(shape=lambda *, size, **_: (size,), dtype=_any_dtype, samples=[S(size=5, dtype="int32"), S(size=1, dtype="float32"), Bad(size=2.5, match="not a size")],
-      prepare=lambda _, a: {"size": dims.canon(a["size"]), "dtype": dtypes.dtype(a["dtype"])}, style="constant", title="0, 1, 2 …")
+@free(
+    shape=lambda *, size, **_: (size,),
+    dtype=_any_dtype,
+    samples=[S(size=5, dtype="int32"), S(size=1, dtype="float32"), Bad(size=2.5, match="not a size")],
+    prepare=lambda _, a: {"size": dims.canon(a["size"]), "dtype": dtypes.dtype(a["dtype"])},
+    style="constant",
+    title="0, 1, 2 …",
+)
 def arange(*, size: Dim, dtype: Any = "int32") -> Tensor:
     """0, 1, ... size - 1."""
 
@@ -130,7 +155,9 @@ def each(v: Tensor, *, loop: Loop) -> Tensor:
     """A value from outside a repeated block, the same in each run."""
 
 
-@builtin(shape=_loop_shape, style="loop", flops=lambda y, x, loop: dims.mul(dims.sub(loop.count, 1), dims.size(x.shape)))
+@builtin(
+    shape=_loop_shape, style="loop", flops=lambda y, x, loop: dims.mul(dims.sub(loop.count, 1), dims.size(x.shape))
+)
 def sum_each(v: Tensor, *, loop: Loop) -> Tensor:
     """The sum of a value over all runs of a repeated block."""
 
@@ -192,5 +219,17 @@ def repeat(block: Any, n: Dim, x: Tensor, *context: Any) -> Tensor:
     return exit(y, loop=loop)
 
 
-__all__ = ["arange", "const", "dimension", "each", "enter", "exit", "full", "input", "param", "repeat", "sum_each", "zeros"]
-_ = same
+__all__ = [
+    "arange",
+    "const",
+    "dimension",
+    "each",
+    "enter",
+    "exit",
+    "full",
+    "input",
+    "param",
+    "repeat",
+    "sum_each",
+    "zeros",
+]

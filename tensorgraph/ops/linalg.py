@@ -10,7 +10,7 @@ from ..dims import Dim, Shape
 from ..errors import OpError, ShapeError
 from ..op import Bad, S, broadcast_shapes, clash, floating, op, operand
 from ..tensor import Tensor
-from .movement import permute, reshape, swapaxes
+from .movement import reshape, swapaxes
 
 builtin = partial(op, builtin=True, primitive=True, style="matmul")
 
@@ -18,7 +18,12 @@ builtin = partial(op, builtin=True, primitive=True, style="matmul")
 def _matmul_shape(x: Tensor, y: Tensor) -> Shape:
     a, b = x.shape, y.shape
     if not a or not b:
-        raise ShapeError("TG108", "matmul: a scalar has no axes to contract", operands=[operand(x, "x"), operand(y, "y")], hint="multiply with *")
+        raise ShapeError(
+            "TG108",
+            "matmul: a scalar has no axes to contract",
+            operands=[operand(x, "x"), operand(y, "y")],
+            hint="multiply with *",
+        )
     i, j = a[-1], b[-2] if len(b) > 1 else b[0]
     if i is not j and not dims.same(i, j):
         names = (x.label or "x", y.label or "y")
@@ -50,9 +55,23 @@ def _matmul_flops(out: Tensor, x: Tensor, y: Tensor) -> Dim:
     return dims.mul(2, dims.mul(out.size, x.shape[-1]))
 
 
-@builtin(shape=_matmul_shape, dtype=floating("matmul"), flops=_matmul_flops, method="__matmul__ __rmatmul__ matmul",
-         samples=[S("B d", "d f"), S("B T d", "d f"), S("B H T k", "B H k S"), S("d", "d"), S("B T d", "d"), S("d", "d f"), S("H T k", "B 1 k S"),
-                  Bad("B d", "f d", match="inner sizes differ"), Bad("", "d", match="scalar")])
+@builtin(
+    shape=_matmul_shape,
+    dtype=floating("matmul"),
+    flops=_matmul_flops,
+    method="__matmul__ __rmatmul__ matmul",
+    samples=[
+        S("B d", "d f"),
+        S("B T d", "d f"),
+        S("B H T k", "B H k S"),
+        S("d", "d"),
+        S("B T d", "d"),
+        S("d", "d f"),
+        S("H T k", "B 1 k S"),
+        Bad("B d", "f d", match="inner sizes differ"),
+        Bad("", "d", match="scalar"),
+    ],
+)
 def matmul(x: Tensor, y: Tensor) -> Tensor:
     """The matrix product over the last axis of x and the one before last of y; leading axes broadcast."""
 
@@ -73,7 +92,9 @@ def _(g: Tensor, out: Tensor, x: Tensor, y: Tensor) -> Any:
         return lambda: squeeze_sum(matmul(row, y.T), x), lambda: matmul(reshape(x, (x.shape[0], 1)), row)
     if y.ndim == 1:  # [.., T, d] @ [d] = [.., T]
         col = reshape(g, (*g.shape, 1))
-        return lambda: matmul(col, reshape(y, (1, y.shape[0]))), lambda: _flat(x).T @ (g if g.ndim == 1 else reshape(g, (-1,)))
+        return lambda: matmul(
+            col, reshape(y, (1, y.shape[0]))
+        ), lambda: _flat(x).T @ (g if g.ndim == 1 else reshape(g, (-1,)))
     if y.ndim == 2:  # the weight's gradient in one product over all rows, never one per batch entry
         return lambda: matmul(g, y.T), lambda: _flat(x).T @ _flat(g)
     return lambda: matmul(g, y.T), lambda: matmul(swapaxes(x, -1, -2), g)
@@ -108,7 +129,9 @@ def _einsum_prepare(xs: Any, attrs: dict[str, Any]) -> dict[str, Any]:
     for i, p in enumerate(ins):
         rest = set(right).union(*[set(q) for j, q in enumerate(ins) if j != i])
         if not set(p) <= rest:
-            raise OpError("TG257", f"einsum: {spec!r} sums {sorted(set(p) - rest)} of one term alone", hint="sum that axis first")
+            raise OpError(
+                "TG257", f"einsum: {spec!r} sums {sorted(set(p) - rest)} of one term alone", hint="sum that axis first"
+            )
     return {"spec": f"{left}->{right}"}
 
 
@@ -119,16 +142,30 @@ def _letters(xs: Any, spec: str) -> dict[str, Dim]:
         for i, c in enumerate(p):
             if c in sizes and not dims.same(sizes[c], x.shape[i]):
                 old = owner[c]
-                raise clash("TG117", f"einsum: {c} is '{dims.show(sizes[c])}' and '{dims.show(x.shape[i])}'", (old[0], "x", old[1]), (x, "y", i))
+                raise clash(
+                    "TG117",
+                    f"einsum: {c} is '{dims.show(sizes[c])}' and '{dims.show(x.shape[i])}'",
+                    (old[0], "x", old[1]),
+                    (x, "y", i),
+                )
             sizes.setdefault(c, x.shape[i])
             owner.setdefault(c, (x, i))
     return sizes
 
 
-@builtin(shape=lambda *xs, spec: tuple(_letters(xs, spec)[c] for c in spec.split("->")[1]), dtype=floating("einsum"), prepare=_einsum_prepare,
-         flops=lambda y, *xs, spec: dims.mul(len(xs), dims.size(list(_letters(xs, spec).values()))),
-         samples=[S("B T d", "d f", spec="btd,df->btf"), S("B H T k", "B H S k", spec="bhtk,bhsk->bhts"), S("B", "T", spec="b,t->tb"),
-                  Bad("B d", "f d", spec="bd,df->bf", match="d is 'd' and 'f'"), Bad("B", spec="b->", match="of one term alone")])
+@builtin(
+    shape=lambda *xs, spec: tuple(_letters(xs, spec)[c] for c in spec.split("->")[1]),
+    dtype=floating("einsum"),
+    prepare=_einsum_prepare,
+    flops=lambda y, *xs, spec: dims.mul(len(xs), dims.size(list(_letters(xs, spec).values()))),
+    samples=[
+        S("B T d", "d f", spec="btd,df->btf"),
+        S("B H T k", "B H S k", spec="bhtk,bhsk->bhts"),
+        S("B", "T", spec="b,t->tb"),
+        Bad("B d", "f d", spec="bd,df->bf", match="d is 'd' and 'f'"),
+        Bad("B", spec="b->", match="of one term alone"),
+    ],
+)
 def einsum(*xs: Tensor, spec: str) -> Tensor:
     """Products summed over shared letters: `einsum(x, w, spec="btd,df->btf")`."""
 
@@ -153,4 +190,3 @@ def _(g: Tensor, y: Tensor, *xs: Tensor, spec: str) -> Any:
 
 
 __all__ = ["einsum", "matmul"]
-_ = permute

@@ -11,7 +11,6 @@ from ..dims import Dim, Shape
 from ..errors import OpError, ShapeError
 from ..op import Bad, Obligation, S, axis_of, clash, equal_hint, op, operand, promoted
 from ..tensor import Tensor, _hooks
-from .leaf import const
 
 builtin = partial(op, builtin=True, primitive=True, flops=lambda *_, **__: 0)
 
@@ -57,8 +56,14 @@ def _reshape_shape(x: Tensor, shape: Shape) -> Shape:
     return shape
 
 
-@builtin(shape=_reshape_shape, dtype=promoted, prepare=_reshape_prepare, view="reshape", style="view",
-         samples=[S("B T d", shape=(-1,)), S("B T", shape=(-1, 1)), Bad("B T", shape=(7, 7, 7), match="do not fit")])
+@builtin(
+    shape=_reshape_shape,
+    dtype=promoted,
+    prepare=_reshape_prepare,
+    view="reshape",
+    style="view",
+    samples=[S("B T d", shape=(-1,)), S("B T", shape=(-1, 1)), Bad("B T", shape=(7, 7, 7), match="do not fit")],
+)
 def reshape(x: Tensor, shape: Any) -> Tensor:
     """The same elements, in row-major order, in another shape; one size may be -1."""
 
@@ -80,12 +85,20 @@ def _permute_prepare(xs: Any, attrs: dict[str, Any]) -> dict[str, Any]:
     (x,), axes = xs, attrs["axes"]
     axes = tuple(axis_of("permute", a, x) for a in axes)
     if sorted(axes) != list(range(x.ndim)):
-        raise ShapeError("TG112", f"permute: {axes} does not name each of {x.ndim} axes once", operands=[operand(x, "x")])
+        raise ShapeError(
+            "TG112", f"permute: {axes} does not name each of {x.ndim} axes once", operands=[operand(x, "x")]
+        )
     return {"axes": axes}
 
 
-@builtin(shape=lambda x, axes: tuple(x.shape[a] for a in axes), dtype=promoted, prepare=_permute_prepare, view="permute", style="view",
-         samples=[S("B T d", axes=(2, 0, 1)), S("B T", axes=(-1, 0)), Bad("B T", axes=(0, 0), match="does not name each")])
+@builtin(
+    shape=lambda x, axes: tuple(x.shape[a] for a in axes),
+    dtype=promoted,
+    prepare=_permute_prepare,
+    view="permute",
+    style="view",
+    samples=[S("B T d", axes=(2, 0, 1)), S("B T", axes=(-1, 0)), Bad("B T", axes=(0, 0), match="does not name each")],
+)
 def permute(x: Tensor, axes: Any) -> Tensor:
     """x with its axes in another order."""
 
@@ -124,12 +137,23 @@ def _expand_shape(x: Tensor, shape: Shape) -> Shape:
         raise ShapeError("TG113", f"expand: {dims.show_shape(shape)} has fewer axes than x", operands=[operand(x, "x")])
     for i, d in enumerate(reversed(x.shape), 1):
         if not dims.same(d, shape[-i]) and not (type(d) is int and d == 1):
-            raise clash("TG113", f"expand: '{dims.show(d)}' cannot become '{dims.show(shape[-i])}'", (x, "x", -i), hint=equal_hint(d, shape[-i]))
+            raise clash(
+                "TG113",
+                f"expand: '{dims.show(d)}' cannot become '{dims.show(shape[-i])}'",
+                (x, "x", -i),
+                hint=equal_hint(d, shape[-i]),
+            )
     return shape
 
 
-@builtin(shape=_expand_shape, dtype=promoted, prepare=lambda _, a: {"shape": dims.shape(a["shape"])}, view="expand", style="view",
-         samples=[S("B 1 d", shape=(2, "B", "T", "d")), S("", shape=(3,)), Bad("B T", shape=("B",), match="fewer axes")])
+@builtin(
+    shape=_expand_shape,
+    dtype=promoted,
+    prepare=lambda _, a: {"shape": dims.shape(a["shape"])},
+    view="expand",
+    style="view",
+    samples=[S("B 1 d", shape=(2, "B", "T", "d")), S("", shape=(3,)), Bad("B T", shape=("B",), match="fewer axes")],
+)
 def expand(x: Tensor, shape: Any) -> Tensor:
     """x repeated along its axes of size 1, and along new leading axes."""
 
@@ -150,7 +174,11 @@ def sum_to(g: Tensor, shape: Shape) -> Tensor:
         return g
     lead = g.ndim - len(shape)
     axis = tuple(range(lead))
-    axis += tuple(i + lead for i, d in enumerate(shape) if type(d) is int and d == 1 and not (type(g.shape[i + lead]) is int and g.shape[i + lead] == 1))
+    axis += tuple(
+        i + lead
+        for i, d in enumerate(shape)
+        if type(d) is int and d == 1 and not (type(g.shape[i + lead]) is int and g.shape[i + lead] == 1)
+    )
     y = sum(g, axis, keepdims=False) if axis else g
     return cast("Tensor", y if dims.same_shape(y.shape, shape) else reshape(y, shape))
 
@@ -168,7 +196,9 @@ def _slice_prepare(xs: Any, attrs: dict[str, Any]) -> dict[str, Any]:
         start, stop, step = ranges[i] if i < len(ranges) and ranges[i] is not None else (0, d, 1)
         step = 1 if step is None else step
         if type(step) is not int or step < 1:
-            raise OpError("TG256", f"slice: the step must be a positive int, not {step!r}", hint="tg.flip reverses an axis")
+            raise OpError(
+                "TG256", f"slice: the step must be a positive int, not {step!r}", hint="tg.flip reverses an axis"
+            )
         start, stop = (0 if start is None else dims.canon(start)), (d if stop is None else dims.canon(stop))
         if type(start) is int and start < 0:
             start = dims.add(d, start)
@@ -194,13 +224,29 @@ def _steps(start: Dim, stop: Dim, step: int) -> Dim:
 def _slice_requires(x: Tensor, ranges: Any) -> list[Obligation]:
     out = []
     for d, (start, stop, _) in zip(x.shape, ranges, strict=True):
-        out += [Obligation(d, ">=", stop, "slice within its axis"), Obligation(stop, ">=", start, "slice"), Obligation(start, ">=", 0, "slice")]
+        out += [
+            Obligation(d, ">=", stop, "slice within its axis"),
+            Obligation(stop, ">=", start, "slice"),
+            Obligation(start, ">=", 0, "slice"),
+        ]
     return out
 
 
-@builtin(name="slice", shape=lambda x, ranges: tuple(_steps(*r) for r in ranges), dtype=promoted, prepare=_slice_prepare, requires=_slice_requires,
-         view="slice", style="view", samples=[S("B 5", ranges=(None, (1, 4, 1))), S("7", ranges=((0, 7, 2),)), S("T", ranges=((0, 1, 1),)),
-                                              Bad("B T", ranges=((0, 1, 1),) * 3, match="3 ranges for 2 axes")])
+@builtin(
+    name="slice",
+    shape=lambda x, ranges: tuple(_steps(*r) for r in ranges),
+    dtype=promoted,
+    prepare=_slice_prepare,
+    requires=_slice_requires,
+    view="slice",
+    style="view",
+    samples=[
+        S("B 5", ranges=(None, (1, 4, 1))),
+        S("7", ranges=((0, 7, 2),)),
+        S("T", ranges=((0, 1, 1),)),
+        Bad("B T", ranges=((0, 1, 1),) * 3, match="3 ranges for 2 axes"),
+    ],
+)
 def slice_(x: Tensor, ranges: Any) -> Tensor:
     """A box of x: one (start, stop, step) per axis."""
 
@@ -235,22 +281,37 @@ def _pad_requires(x: Tensor, widths: Any) -> list[Obligation]:
     return [Obligation(w, ">=", 0, "pad by a positive width") for lo, hi, _ in widths for w in (lo, hi)]
 
 
-@builtin(shape=lambda x, widths: tuple(_padded(d, *w) for d, w in zip(x.shape, widths, strict=True)), dtype=promoted, prepare=_pad_prepare,
-         requires=_pad_requires, style="move", samples=[S("B T", widths=((1, 2), (0, 0))), S("3", widths=((1, 0, 2),)), Bad("B T", widths=((1, 1),), match="1 widths for 2")])
+@builtin(
+    shape=lambda x, widths: tuple(_padded(d, *w) for d, w in zip(x.shape, widths, strict=True)),
+    dtype=promoted,
+    prepare=_pad_prepare,
+    requires=_pad_requires,
+    style="move",
+    samples=[
+        S("B T", widths=((1, 2), (0, 0))),
+        S("3", widths=((1, 0, 2),)),
+        Bad("B T", widths=((1, 1),), match="1 widths for 2"),
+    ],
+)
 def pad(x: Tensor, widths: Any) -> Tensor:
     """x with zeros around it: one (low, high) or (low, high, between elements) per axis."""
 
 
 @pad.forward
 def _(xp: Any, x: Any, widths: Any) -> Any:
-    y = xp.zeros(tuple(lo + hi + (n + (n - 1) * inner if n else 0) for n, (lo, hi, inner) in zip(x.shape, widths, strict=True)), x.dtype)
+    y = xp.zeros(
+        tuple(lo + hi + (n + (n - 1) * inner if n else 0) for n, (lo, hi, inner) in zip(x.shape, widths, strict=True)),
+        x.dtype,
+    )
     y[tuple(slice(lo, m - hi, inner + 1) for m, (lo, hi, inner) in zip(y.shape, widths, strict=True))] = x
     return y
 
 
 @pad.vjp
 def _(g: Tensor, y: Tensor, x: Tensor, widths: Any) -> Any:
-    return (slice_(g, tuple((lo, dims.sub(m, hi), inner + 1) for m, (lo, hi, inner) in zip(y.shape, widths, strict=True))),)
+    return (
+        slice_(g, tuple((lo, dims.sub(m, hi), inner + 1) for m, (lo, hi, inner) in zip(y.shape, widths, strict=True))),
+    )
 
 
 def getitem(x: Tensor, index: Any) -> Tensor:
@@ -302,10 +363,18 @@ def _concat_shape(*xs: Tensor, axis: int) -> Shape:
     first, total = xs[0], cast("Dim", 0)
     for x in xs:
         if x.ndim != first.ndim:
-            raise ShapeError("TG115", "concat: different numbers of axes", operands=[operand(first, "x0"), operand(x, "x1")])
+            raise ShapeError(
+                "TG115", "concat: different numbers of axes", operands=[operand(first, "x0"), operand(x, "x1")]
+            )
         for i in range(x.ndim):
             if i != axis and not dims.same(x.shape[i], first.shape[i]):
-                raise clash("TG115", f"concat: axis {i} differs", (first, "x0", i), (x, "x1", i), hint=equal_hint(first.shape[i], x.shape[i]))
+                raise clash(
+                    "TG115",
+                    f"concat: axis {i} differs",
+                    (first, "x0", i),
+                    (x, "x1", i),
+                    hint=equal_hint(first.shape[i], x.shape[i]),
+                )
         total = dims.add(total, x.shape[axis])
     return tuple(total if i == axis else d for i, d in enumerate(first.shape))
 
@@ -316,8 +385,17 @@ def _concat_prepare(xs: Any, attrs: dict[str, Any]) -> dict[str, Any]:
     return {"axis": axis_of("concat", attrs["axis"], xs[0])}
 
 
-@builtin(shape=_concat_shape, dtype=promoted, prepare=_concat_prepare, style="move",
-         samples=[S("B T", "B d", axis=1), S("B T", "B T", "B T", axis=0), Bad("B T", "d T", axis=1, match="axis 0 differs")])
+@builtin(
+    shape=_concat_shape,
+    dtype=promoted,
+    prepare=_concat_prepare,
+    style="move",
+    samples=[
+        S("B T", "B d", axis=1),
+        S("B T", "B T", "B T", axis=0),
+        Bad("B T", "d T", axis=1, match="axis 0 differs"),
+    ],
+)
 def concat(*xs: Tensor, axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`."""
 
@@ -334,7 +412,15 @@ def _(g: Tensor, y: Tensor, *xs: Tensor, axis: int) -> Any:
 
 def stack(xs: Any, axis: int = 0) -> Tensor:
     """Tensors of one shape along a new axis."""
+    xs = list(xs)
+    if not xs:
+        raise OpError("TG255", "stack: no tensors given")
+    for x in xs[1:]:
+        if not dims.same_shape(x.shape, xs[0].shape):
+            raise clash("TG115", "stack: the shapes differ", (xs[0], "x0", None), (x, "x1", None))
     n = xs[0].ndim + 1
+    if not -n <= axis < n:
+        raise clash("TG110", f"stack: axis {axis} out of range for {n} axes", (xs[0], "x0", None))
     at = axis % n
     return cast("Tensor", concat([reshape(x, (*x.shape[:at], 1, *x.shape[at:])) for x in xs], axis=at))
 
@@ -352,7 +438,9 @@ def _split_shape(x: Tensor, sizes: Shape, axis: int) -> Any:
     for s in sizes:
         total = dims.add(total, s)
     if not dims.same(total, x.shape[axis]):
-        raise clash("TG116", f"split: parts of {dims.show(total)} do not make up '{dims.show(x.shape[axis])}'", (x, "x", axis))
+        raise clash(
+            "TG116", f"split: parts of {dims.show(total)} do not make up '{dims.show(x.shape[axis])}'", (x, "x", axis)
+        )
     return tuple(tuple(s if i == axis else d for i, d in enumerate(x.shape)) for s in sizes)
 
 
@@ -368,8 +456,13 @@ def split(x: Tensor, sizes: Any, axis: int = -1) -> tuple[Tensor, ...]:
     return tuple(out)
 
 
-@builtin(shape=lambda x, axis: x.shape, dtype=promoted, prepare=lambda xs, a: {"axis": axis_of("flip", a["axis"], xs[0])}, style="move",
-         samples=[S("B T"), S("B T d", axis=1), Bad("B", axis=2, match="axis 2 out of range")])
+@builtin(
+    shape=lambda x, axis: x.shape,
+    dtype=promoted,
+    prepare=lambda xs, a: {"axis": axis_of("flip", a["axis"], xs[0])},
+    style="move",
+    samples=[S("B T"), S("B T d", axis=1), Bad("B", axis=2, match="axis 2 out of range")],
+)
 def flip(x: Tensor, axis: int = -1) -> Tensor:
     """x with one axis reversed."""
 
@@ -385,11 +478,15 @@ flip.vjp(lambda g, y, x, axis: (flip(g, axis),))
 def squeeze(x: Tensor, axis: int) -> Tensor:
     """x without an axis of size 1."""
     axis = axis_of("squeeze", axis, x)
+    if not dims.same(x.shape[axis], 1):
+        raise clash("TG112", f"squeeze: the size of axis {axis} is '{dims.show(x.shape[axis])}', not 1", (x, "x", axis))
     return cast("Tensor", reshape(x, (*x.shape[:axis], *x.shape[axis + 1 :])))
 
 
 def unsqueeze(x: Tensor, axis: int) -> Tensor:
     """x with a new axis of size 1 at `axis`."""
+    if not -x.ndim - 1 <= axis <= x.ndim:
+        raise clash("TG110", f"unsqueeze: axis {axis} out of range for {x.ndim + 1} axes", (x, "x", None))
     axis %= x.ndim + 1
     return cast("Tensor", reshape(x, (*x.shape[:axis], 1, *x.shape[axis:])))
 
@@ -406,5 +503,17 @@ for _name, _fn in (("reshape", _reshape_method), ("permute", _permute_method), (
                    ("unsqueeze", unsqueeze), ("expand", lambda self, *s: expand(self, s[0] if len(s) == 1 and isinstance(s[0], (tuple, list)) else s))):  # fmt: skip
     setattr(Tensor, _name, _fn)
 
-__all__ = ["concat", "expand", "flip", "pad", "permute", "reshape", "slice_", "split", "squeeze", "stack", "swapaxes", "unsqueeze"]
-_ = const
+__all__ = [
+    "concat",
+    "expand",
+    "flip",
+    "pad",
+    "permute",
+    "reshape",
+    "slice_",
+    "split",
+    "squeeze",
+    "stack",
+    "swapaxes",
+    "unsqueeze",
+]

@@ -9,9 +9,39 @@ from .. import dims
 from ..dims import Dim, Shape
 from ..dtypes import DType
 from ..errors import DTypeError, OpError
-from ..op import Bad, DataRange, InputSpec, Obligation, S, axis_of, broadcast_shapes, clash, floating, ids, need_dtype, op, operand, same
+from ..op import (
+    Bad,
+    DataRange,
+    InputSpec,
+    Obligation,
+    S,
+    axis_of,
+    broadcast_shapes,
+    clash,
+    floating,
+    ids,
+    need_dtype,
+    op,
+    operand,
+    same,
+)
 from ..tensor import Tensor, as_tensor
-from .elementwise import add, cast as cast_, erf, exp, greater, less_equal, log, maximum, not_equal, rsqrt, sigmoid, stop_gradient, tanh, where
+from .elementwise import (
+    add,
+    erf,
+    exp,
+    greater,
+    less_equal,
+    log,
+    maximum,
+    not_equal,
+    rsqrt,
+    sigmoid,
+    stop_gradient,
+    tanh,
+    where,
+)
+from .elementwise import cast as cast_
 from .indexing import one_hot, take_along
 from .leaf import arange, const, dimension
 from .linalg import matmul
@@ -32,8 +62,16 @@ def _axis(name: str) -> Any:
 # --------------------------------------------------------------------------------------------- softmax
 
 
-@builtin(shape=same(), dtype=floating("softmax"), prepare=_axis("softmax"), flops=_cost(5), style="softmax", method="softmax",
-         inplace=(0,), samples=[S("B T"), S("B H T S", axis=-2), S("1"), Bad("B", axis=1, match="axis 1 out of range")])
+@builtin(
+    shape=same(),
+    dtype=floating("softmax"),
+    prepare=_axis("softmax"),
+    flops=_cost(5),
+    style="softmax",
+    method="softmax",
+    inplace=(0,),
+    samples=[S("B T"), S("B H T S", axis=-2), S("1"), Bad("B", axis=1, match="axis 1 out of range")],
+)
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
     """exp(x - max x) / sum, along `axis`."""
     e = exp(x - stop_gradient(max(x, axis, keepdims=True)))
@@ -52,8 +90,15 @@ def _(g: Tensor, y: Tensor, x: Tensor, axis: int) -> Any:
     return (y * (g - sum(g * y, axis, keepdims=True)),)
 
 
-@builtin(shape=same(), dtype=floating("log_softmax"), prepare=_axis("log_softmax"), flops=_cost(5), style="softmax", method="log_softmax",
-         samples=[S("B T"), S("B T", axis=0), Bad("B", axis=1, match="axis 1 out of range")])
+@builtin(
+    shape=same(),
+    dtype=floating("log_softmax"),
+    prepare=_axis("log_softmax"),
+    flops=_cost(5),
+    style="softmax",
+    method="log_softmax",
+    samples=[S("B T"), S("B T", axis=0), Bad("B", axis=1, match="axis 1 out of range")],
+)
 def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     """x - max x - log(sum(exp(x - max x))), along `axis`."""
     z = x - stop_gradient(max(x, axis, keepdims=True))
@@ -143,14 +188,25 @@ def _norm_shape(name: str) -> Any:
     def rule(x: Tensor, *weights: Tensor | None, **_: Any) -> Shape:
         for w, slot in zip(weights, ("weight", "bias"), strict=False):
             if w is not None and (w.ndim != 1 or not x.shape or not dims.same(w.shape[0], x.shape[-1])):
-                raise clash("TG119", f"{name}: {slot} must have the size of the last axis of x", (x, "x", -1 if x.shape else None), (w, slot, None))
+                raise clash(
+                    "TG119",
+                    f"{name}: {slot} must have the size of the last axis of x",
+                    (x, "x", -1 if x.shape else None),
+                    (w, slot, None),
+                )
         return x.shape
 
     return rule
 
 
-@builtin(shape=_norm_shape("layer_norm"), dtype=floating("layer_norm"), flops=_cost(8), style="norm", title="LayerNorm",
-         samples=[S("B T d", "d", "d"), S("B d", "d", None), S("T d", None, None), Bad("B d", "f", "f", match="last axis")])
+@builtin(
+    shape=_norm_shape("layer_norm"),
+    dtype=floating("layer_norm"),
+    flops=_cost(8),
+    style="norm",
+    title="LayerNorm",
+    samples=[S("B T d", "d", "d"), S("B d", "d", None), S("T d", None, None), Bad("B d", "f", "f", match="last axis")],
+)
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-5) -> Tensor:
     """(x - mean) / sqrt(variance + eps) over the last axis, times weight, plus bias (Ba et al. 2016)."""
     c = x - mean(x, -1, keepdims=True)
@@ -169,8 +225,14 @@ def _(g: Tensor, y: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | Non
     return dx, lambda: g * h, lambda: g
 
 
-@builtin(shape=_norm_shape("rms_norm"), dtype=floating("rms_norm"), flops=_cost(5), style="norm", title="RMSNorm",
-         samples=[S("B T d", "d"), S("T d", None), S("B d", "d", eps=1e-3, offset=1.0), Bad("B d", "f", match="last axis")])
+@builtin(
+    shape=_norm_shape("rms_norm"),
+    dtype=floating("rms_norm"),
+    flops=_cost(5),
+    style="norm",
+    title="RMSNorm",
+    samples=[S("B T d", "d"), S("T d", None), S("B d", "d", eps=1e-3, offset=1.0), Bad("B d", "f", match="last axis")],
+)
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float = 1e-6, offset: float = 0.0) -> Tensor:
     """x / sqrt(mean(x^2) + eps) over the last axis, times (offset + weight) (Zhang and Sennrich 2019; Gemma's offset is 1)."""
     y = x * (mean(x.square(), -1, keepdims=True) + eps).rsqrt()
@@ -192,13 +254,28 @@ def _rope_shape(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Shape
     half = dims.div(x.shape[-1], 2)
     for t, slot in ((cos, "cos"), (sin, "sin")):
         if not dims.same(t.shape[-1], half):
-            raise clash("TG120", f"rope: {slot} must have half the size of the last axis of x, {dims.show(half)}", (x, "x", -1), (t, slot, -1))
+            raise clash(
+                "TG120",
+                f"rope: {slot} must have half the size of the last axis of x, {dims.show(half)}",
+                (x, "x", -1),
+                (t, slot, -1),
+            )
     broadcast_shapes("rope", cos, sin)
     return x.shape
 
 
-@builtin(shape=_rope_shape, dtype=floating("rope"), flops=_cost(3), style="rope", title="RoPE",
-         samples=[S("B H T 4", "T 2", "T 2"), S("B H T 4", "B 1 T 2", "B 1 T 2", interleaved=True), Bad("B T 6", "T 2", "T 2", match="half the size")])
+@builtin(
+    shape=_rope_shape,
+    dtype=floating("rope"),
+    flops=_cost(3),
+    style="rope",
+    title="RoPE",
+    samples=[
+        S("B H T 4", "T 2", "T 2"),
+        S("B H T 4", "B 1 T 2", "B 1 T 2", interleaved=True),
+        Bad("B T 6", "T 2", "T 2", match="half the size"),
+    ],
+)
 def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
     """Rotate pairs of the last axis by angles given as cos and sin [.., T, k/2] (Su et al. 2021).
 
@@ -231,16 +308,32 @@ def _attention_shape(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, offse
     for t, slot in ((k, "k"), (v, "v")):
         if not dims.same(q.shape[0], t.shape[0]):
             raise clash("TG121", "attention: the batch sizes differ", (q, "q", 0), (t, slot, 0))
+    if mask is not None:
+        scores = (*q.shape[:3], k.shape[2])
+        for i, (d, want) in enumerate(zip(reversed(mask.shape), reversed(scores), strict=False), 1):
+            if not dims.same(d, 1) and not dims.same(d, want):
+                text = f"attention: mask must broadcast to {dims.show_shape(scores)}"
+                raise clash("TG121", text, (q, "q", None), (k, "k", None), (mask, "mask", -i))
+        if mask.ndim > 4:
+            raise clash("TG121", "attention: mask has more than four axes", (mask, "mask", None))
     return (*q.shape[:3], v.shape[3])
 
 
 def _attention_requires(q: Tensor, k: Tensor, *_: Any, **__: Any) -> list[Obligation]:
-    return [] if dims.same(q.shape[1], k.shape[1]) else [Obligation(q.shape[1], "divisible", k.shape[1], "query heads are shared evenly")]
+    return (
+        []
+        if dims.same(q.shape[1], k.shape[1])
+        else [Obligation(q.shape[1], "divisible", k.shape[1], "query heads are shared evenly")]
+    )
 
 
 def _attention_dtype(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, offset: Tensor | None, **_: Any) -> DType:
     if mask is not None and mask.dtype.kind == "i":
-        raise DTypeError("TG204", "attention: mask must be bool (True: visible) or floating (added)", operands=[operand(mask, "mask")])
+        raise DTypeError(
+            "TG204",
+            "attention: mask must be bool (True: visible) or floating (added)",
+            operands=[operand(mask, "mask")],
+        )
     if offset is not None:
         need_dtype("attention", offset, "i", "offset")
     return cast("DType", floating("attention")(q, k, v))
@@ -264,12 +357,21 @@ def visible(T: Dim, S: Dim, offset: Tensor | None, causal: bool, window: int | N
     return see
 
 
-@builtin(shape=_attention_shape, dtype=_attention_dtype, requires=_attention_requires, flops=_attention_flops, style="attention",
-         samples=[S("B H T k", "B H S k", "B H S d", None, None), S("B 4 T k", "B 2 T k", "B 2 T k", None, None, causal=True),
-                  S("B H T k", "B H S k", "B H S k", "B 1 T S", None, scale=0.3, softcap=2.0),
-                  S("B H T k", "B H S k", "B H S k", InputSpec("B 1 1 S", "bool"), None),
-                  S("B 6 T k", "B 2 7 k", "B 2 7 k", None, InputSpec("", "int32", "2"), causal=True, window=2),
-                  Bad("B H T k", "B H T d", "B H T d", None, None, match="head sizes")])
+@builtin(
+    shape=_attention_shape,
+    dtype=_attention_dtype,
+    requires=_attention_requires,
+    flops=_attention_flops,
+    style="attention",
+    samples=[
+        S("B H T k", "B H S k", "B H S d", None, None),
+        S("B 4 T k", "B 2 T k", "B 2 T k", None, None, causal=True),
+        S("B H T k", "B H S k", "B H S k", "B 1 T S", None, scale=0.3, softcap=2.0),
+        S("B H T k", "B H S k", "B H S k", InputSpec("B 1 1 S", "bool"), None),
+        S("B 6 T k", "B 2 7 k", "B 2 7 k", None, InputSpec("", "int32", "2"), causal=True, window=2),
+        Bad("B H T k", "B H T d", "B H T d", None, None, match="head sizes"),
+    ],
+)
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, offset: Tensor | None, scale: float | None = None, causal: bool = False,
               window: int | None = None, softcap: float | None = None) -> Tensor:  # fmt: skip
     """softmax(q kᵀ · scale) v (Vaswani et al. 2017), for q [B, H, T, k], k [B, G, S, k], v [B, G, S, v].
@@ -296,10 +398,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, offset: Tens
         mask = None
     for bias in (mask, None if see is None else where(see, zero, hidden)):
         if bias is not None:
+            if grouped and bias.ndim == 3:
+                bias = unsqueeze(bias, 0)
             if grouped and bias.ndim == 4:
                 h = bias.shape[1]
                 one = type(h) is int and h == 1
-                bias = reshape(bias, (bias.shape[0], 1, 1, *bias.shape[2:]) if one else (bias.shape[0], G, R, *bias.shape[2:]))
+                bias = reshape(
+                    bias, (bias.shape[0], 1, 1, *bias.shape[2:]) if one else (bias.shape[0], G, R, *bias.shape[2:])
+                )
             scores = scores + bias
     probs = softmax(scores).named("probs")
     y = matmul(probs, v).named("weighted_sum")
@@ -319,14 +425,30 @@ def _xent_shape(logits: Tensor, labels: Tensor, ignore: int | None, reduction: s
     if reduction not in ("mean", "sum", "none"):
         raise OpError("TG258", f"cross_entropy: reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
     if not dims.same_shape(logits.shape[:-1], labels.shape):
-        raise clash("TG122", "cross_entropy: labels must have the shape of logits without the last axis", (logits, "logits", None), (labels, "labels", None))
+        raise clash(
+            "TG122",
+            "cross_entropy: labels must have the shape of logits without the last axis",
+            (logits, "logits", None),
+            (labels, "labels", None),
+        )
     return labels.shape if reduction == "none" else ()
 
 
-@builtin(shape=_xent_shape, dtype=lambda logits, *_, **__: floating("cross_entropy")(logits), style="loss", title="cross-entropy",
-         flops=lambda y, logits, *_, **__: dims.mul(6, logits.size), ranges=lambda logits, labels, ignore, reduction: [DataRange(1, 0, logits.shape[-1], ignore)],
-         samples=[S("B V", ids("B", "V")), S("B T V", ids("B T", "V"), reduction="none"), S("B V", ids("B", "V"), reduction="sum", ignore=1),
-                  Bad("B V", ids("T", "V"), match="without the last axis"), Bad("B V", "B", match="must be integer")])
+@builtin(
+    shape=_xent_shape,
+    dtype=lambda logits, *_, **__: floating("cross_entropy")(logits),
+    style="loss",
+    title="cross-entropy",
+    flops=lambda y, logits, *_, **__: dims.mul(6, logits.size),
+    ranges=lambda logits, labels, ignore, reduction: [DataRange(1, 0, logits.shape[-1], ignore)],
+    samples=[
+        S("B V", ids("B", "V")),
+        S("B T V", ids("B T", "V"), reduction="none"),
+        S("B V", ids("B", "V"), reduction="sum", ignore=1),
+        Bad("B V", ids("T", "V"), match="without the last axis"),
+        Bad("B V", "B", match="must be integer"),
+    ],
+)
 def cross_entropy(logits: Tensor, labels: Tensor, ignore: int | None = -100, reduction: str = "mean") -> Tensor:
     """-log softmax(logits)[label] over the last axis, averaged over labels other than `ignore` (nan if there are none)."""
     lse_max = stop_gradient(max(logits, -1, keepdims=True))

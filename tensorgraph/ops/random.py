@@ -8,7 +8,8 @@ from typing import Any, cast
 from .. import dims, dtypes
 from ..op import Bad, InputSpec, S, need_dtype, op
 from ..tensor import Tensor
-from .elementwise import cast as cast_, cos, less, log, sqrt, where
+from .elementwise import cast as cast_
+from .elementwise import cos, less, log, sqrt, where
 from .leaf import const
 
 M0, M1 = 0xD2511F53, 0xCD9E8D57  # Philox 4x32-10 (Salmon et al. 2011)
@@ -33,9 +34,22 @@ def philox(xp: Any, counter: Any, stream: int, key: int, step: int) -> Any:
     return c0
 
 
-@op(builtin=True, primitive=True, shape=_shape, dtype=lambda *_, **__: dtypes.float32, effect=True, style="random", nodiff="random",
-    prepare=lambda xs, a: {"shape": dims.shape(a["shape"])}, flops=lambda y, *_, **__: dims.mul(10, y.size),
-    samples=[S(InputSpec("", "int32", "9"), shape=("B", "T")), S(InputSpec("2", "int32", "9"), shape=(3,)), Bad("", shape=(3,), match="must be integer")])
+@op(
+    builtin=True,
+    primitive=True,
+    shape=_shape,
+    dtype=lambda *_, **__: dtypes.float32,
+    effect=True,
+    style="random",
+    nodiff="random",
+    prepare=lambda xs, a: {"shape": dims.shape(a["shape"])},
+    flops=lambda y, *_, **__: dims.mul(10, y.size),
+    samples=[
+        S(InputSpec("", "int32", "9"), shape=("B", "T")),
+        S(InputSpec("2", "int32", "9"), shape=(3,)),
+        Bad("", shape=(3,), match="must be integer"),
+    ],
+)
 def uniform(seed: Tensor, shape: Any) -> Tensor:
     """Uniform float32 numbers in [0, 1), multiples of 2^-24. `seed` is an integer, or [seed, step]."""
 
@@ -54,7 +68,7 @@ def _(xp: Any, seed: Any, shape: Any, identity: Any = ("", 0)) -> Any:
 def normal(seed: Tensor, shape: Any) -> Tensor:
     """Standard normal float32 numbers (Box and Muller 1958)."""
     u, v = uniform(seed, shape), uniform(seed, shape)
-    return cast("Tensor", sqrt(log(1.0 - u) * -2.0) * cos(v * 6.283185307179586))
+    return sqrt(log(1.0 - u) * -2.0) * cos(v * 6.283185307179586)
 
 
 def dropout(x: Tensor, rate: float, seed: Tensor) -> Tensor:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import builtins
 from functools import partial
 from typing import Any
 
 from .. import dims, dtypes
-from ..op import Bad, Op, S, axis_of, fixed, floating, op, promoted, reduced, same
+from ..op import Bad, S, axis_of, fixed, floating, number, op, reduced, same
 from ..tensor import Tensor
-from .elementwise import equal, exp, log, stop_gradient, where
-from .leaf import const, dimension
+from .elementwise import equal, exp, log, stop_gradient
+from .leaf import dimension
 from .movement import reshape
 
 
@@ -30,16 +29,22 @@ def _in(y: Any, x: Tensor, **_: Any) -> dims.Dim:
     return x.size
 
 
-SAMPLES = [S("B T"), S("B T d", axis=1), S("B T d", axis=(0, 2), keepdims=True), S("", axis=()), Bad("B", axis=1, match="axis 1 out of range")]
+SAMPLES = [
+    S("B T"),
+    S("B T d", axis=1),
+    S("B T d", axis=(0, 2), keepdims=True),
+    S("", axis=()),
+    Bad("B", axis=1, match="axis 1 out of range"),
+]
 
 
-def _reduction(name: str, primitive: bool = True, dtype: Any = promoted, **fields: Any) -> Any:
+def _reduction(name: str, primitive: bool = True, dtype: Any = None, **fields: Any) -> Any:
     return partial(
         op,
         builtin=True,
         primitive=primitive,
         shape=lambda x, axis, keepdims: reduced(x, axis, keepdims),
-        dtype=dtype,
+        dtype=dtype or number(name),
         prepare=_prepare(name),
         flops=_in,
         method=name,
@@ -122,8 +127,18 @@ def _one_axis(name: str) -> Any:
     return lambda xs, a: {**a, "axis": axis_of(name, a["axis"], xs[0])}
 
 
-@op(builtin=True, primitive=True, shape=lambda x, axis: reduced(x, (axis,), False), dtype=fixed(dtypes.int32), prepare=_one_axis("argmax"),
-    flops=_in, method="argmax", style="reduce", nodiff="an index", samples=[S("B T"), S("B T", axis=0), Bad("B", axis=1, match="axis 1 out of range")])
+@op(
+    builtin=True,
+    primitive=True,
+    shape=lambda x, axis: reduced(x, (axis,), False),
+    dtype=fixed(dtypes.int32),
+    prepare=_one_axis("argmax"),
+    flops=_in,
+    method="argmax",
+    style="reduce",
+    nodiff="an index",
+    samples=[S("B T"), S("B T", axis=0), Bad("B", axis=1, match="axis 1 out of range")],
+)
 def argmax(x: Tensor, axis: int = -1) -> Tensor:
     """The index of the largest along `axis`, the first of several."""
 
@@ -133,8 +148,22 @@ def _(xp: Any, x: Any, axis: int) -> Any:
     return xp.argmax(x, axis=axis).astype("int32")
 
 
-@op(builtin=True, primitive=True, shape=same(), dtype=promoted, prepare=_one_axis("cumsum"), flops=_in, method="cumsum", style="reduce",
-    samples=[S("B T"), S("B T d", axis=1), S("B T", axis=0, reverse=True), Bad("B", axis=1, match="axis 1 out of range")])
+@op(
+    builtin=True,
+    primitive=True,
+    shape=same(),
+    dtype=number("cumsum"),
+    prepare=_one_axis("cumsum"),
+    flops=_in,
+    method="cumsum",
+    style="reduce",
+    samples=[
+        S("B T"),
+        S("B T d", axis=1),
+        S("B T", axis=0, reverse=True),
+        Bad("B", axis=1, match="axis 1 out of range"),
+    ],
+)
 def cumsum(x: Tensor, axis: int = -1, reverse: bool = False) -> Tensor:
     """Running sums along `axis`, from its end if `reverse`."""
 
@@ -167,4 +196,3 @@ def all(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
 
 
 __all__ = ["all", "any", "argmax", "cumsum", "logsumexp", "max", "mean", "min", "sum", "var"]
-_unused = (builtins, Op, where, const)

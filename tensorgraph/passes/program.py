@@ -116,7 +116,11 @@ class _Lowering:
             if not node.op.inplace or node in self.tables or (node, index) in found:
                 continue
             slots = [node.op.inplace[index]] if node.specs is not None else list(node.op.inplace)
-            if not any(s < len(node.inputs) and node.inputs[s] is leaf for s in slots) or not dims.same_shape(t.shape, leaf.shape) or t.dtype != leaf.dtype:
+            if (
+                not any(s < len(node.inputs) and node.inputs[s] is leaf for s in slots)
+                or not dims.same_shape(t.shape, leaf.shape)
+                or t.dtype != leaf.dtype
+            ):
                 continue
             readers = self._readers(leaf) - {node}
             if readers & self._descendants(node) or (node.inputs.count(leaf) > 1 and node.specs is not None):
@@ -253,7 +257,9 @@ class _Lowering:
                 continue
             if not dims.same_shape(v.shape, out.shape) or not dims.same(dims.size(root.shape), dims.size(out.shape)):
                 continue
-            if any(o.root is root and o is not v for o in k.inputs) or any(o.buffer is root.buffer for o in k.outputs[:i]):
+            if any(o.root is root and o is not v for o in k.inputs) or any(
+                o.buffer is root.buffer for o in k.outputs[:i]
+            ):
                 continue
             return s
         return None

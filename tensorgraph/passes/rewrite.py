@@ -100,7 +100,11 @@ def simplify(outputs: Outputs) -> Outputs:
 
 def _simpler(t: Tensor, inputs: tuple[Tensor, ...]) -> Tensor | None:
     name = t.op.name
-    if name in ("reshape", "permute", "expand") and dims.same_shape(t.shape, inputs[0].shape) and (name != "permute" or t.attrs["axes"] == tuple(range(t.ndim))):
+    if (
+        name in ("reshape", "permute", "expand")
+        and dims.same_shape(t.shape, inputs[0].shape)
+        and (name != "permute" or t.attrs["axes"] == tuple(range(t.ndim)))
+    ):
         return inputs[0]
     if name == "reshape" and inputs[0].op.name == "reshape":
         return again(t, inputs[0].inputs)
