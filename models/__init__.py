@@ -5,13 +5,18 @@
 
 from __future__ import annotations
 
-from . import architecture, gpt2, llama, mini, presets
+from . import architecture, bert, gpt2, llama, mini, presets
 from .architecture import Architecture
 from .decoder import Decoder
 from .pretrained import Net, from_pretrained
 from .tokenizer import Tokenizer
 
-ARCHITECTURES: dict[str, Architecture] = {**gpt2.ARCHITECTURES, **llama.ARCHITECTURES, **mini.ARCHITECTURES}
+ARCHITECTURES: dict[str, Architecture] = {
+    **gpt2.ARCHITECTURES,
+    **llama.ARCHITECTURES,
+    **mini.ARCHITECTURES,
+    **bert.ARCHITECTURES,
+}
 build = architecture.builder(ARCHITECTURES)
 
 __all__ = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from tensorgraph.nn import Parameter
 
 from . import presets
 from .decoder import Decoder, Planner, Sizes
+from .model import Model
 
 Names = tuple[tuple[str, str], ...]
 
@@ -20,7 +21,8 @@ Names = tuple[tuple[str, str], ...]
 class Architecture:
     """One transformers class: how its config reads, and how its tensors are called in files.
 
-    `names` maps attribute paths to published names; `prefix` may be absent in a file; `buffers` are names to ignore.
+    `plan` reads the config and `model` is made of the plan. `names` maps attribute paths to published names; all those
+    in a file may begin with `prefix` or not; `buffers` are names to ignore.
     """
 
     model_type: str
@@ -30,17 +32,30 @@ class Architecture:
     prefix: str = ""
     buffers: tuple[str, ...] = ()
     synonyms: Mapping[str, str] = field(default_factory=dict)
+    model: Callable[[Any], Model] = Decoder
 
     def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config with synonyms resolved and defaults filled in."""
-        own = {self.synonyms.get(key, key): value for key, value in config.items()}
+        own: dict[str, Any] = {self.synonyms.get(key, key): value for key, value in config.items()}
+        for key in [key for key in own if "." in key]:  # a field of a config inside: vision_config.hidden_size
+            outer, _, inner = key.partition(".")
+            own[outer] = {**(own.get(outer) or {}), inner: own.pop(key)}
         return {**self.defaults, **own}
 
-    def build(self, config: Mapping[str, Any], *, symbolic: bool = True, layers: Any = None) -> Decoder:
+    def names_in(self, tensors: Iterable[str]) -> Names:
+        """The name map for a file with these tensors: with or without the prefix, as they are."""
+        wanted = any(name.startswith(self.prefix) for name in tensors)
+        if not self.prefix or wanted == any(theirs.startswith(self.prefix) for _, theirs in self.names):
+            return self.names
+        if wanted:
+            return tuple((ours, self.prefix + theirs) for ours, theirs in self.names)
+        return tuple((ours, theirs.removeprefix(self.prefix)) for ours, theirs in self.names)
+
+    def build(self, config: Mapping[str, Any], *, symbolic: bool = True, layers: Any = None) -> Model:
         """The model of a config. Raises ModelError[TG912] for an unknown setting, [TG913] for a malformed one."""
         settings = self.settings(config)
         sizes = Sizes(settings, symbolic, layers)
-        model = Decoder(self.plan(settings, sizes))
+        model = self.model(self.plan(settings, sizes))
         model.names, model.config, model.binding, model.aliases = self.names, settings, sizes.binding, sizes.aliases
         model.fields = sizes.fields
         for _, m in model.modules():  # how `init` draws matrices and tables: the field that transformers reads, too
@@ -68,10 +83,10 @@ def find(config: Mapping[str, Any], table: Mapping[str, Architecture]) -> tuple[
     raise ModelError("TG911", f"unknown architecture {wanted!r}", hint=hint)
 
 
-def builder(table: Mapping[str, Architecture]) -> Callable[..., Decoder]:
+def builder(table: Mapping[str, Architecture]) -> Callable[..., Model]:
     """The `build` of the architectures of a file."""
 
-    def build(source: str | Mapping[str, Any], *, symbolic: bool = True, layers: Any = None, **changes: Any) -> Decoder:
+    def build(source: str | Mapping[str, Any], *, symbolic: bool = True, layers: Any = None, **changes: Any) -> Model:
         """A model from a preset's name or a config, without values: one symbol per size, bound in `model.binding`.
 
         `symbolic=False`: ints. `layers`: another number of them, or a symbol (`tg.dim("n")`) for one block that is

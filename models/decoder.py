@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tensorgraph.dims import Dim, canon, dim, dims, mul, symbol_name
-from tensorgraph.dtypes import dtype as to_dtype
-from tensorgraph.errors import DataError, ModelError
+from tensorgraph.dims import Dim, canon, dim, mul, symbol_name
+from tensorgraph.errors import ModelError
 from tensorgraph.nn import Embedding, Linear, Module, ModuleList
 from tensorgraph.ops.elementwise import not_equal, sqrt, tanh, upcast
-from tensorgraph.ops.leaf import arange, dimension, full, input
+from tensorgraph.ops.leaf import arange, dimension, full
 from tensorgraph.ops.movement import concat, reshape
 from tensorgraph.ops.nn import cross_entropy
 from tensorgraph.tensor import Tensor
 
+from .model import Model, Spec, ids
 from .parts import Attention, Cache, Context, FeedForward, norm_of, rotation, sinusoidal
 
 FULL = "full_attention"
@@ -116,18 +116,11 @@ class PositionTable(Embedding):
         return self.weight[:T] if places is None else super().forward(places)
 
 
-class Decoder(Module):
-    """A causal language model: tokens [B, T] -> logits [B, T, V].
+class Decoder(Model):
+    """A causal language model: tokens [B, T] -> logits [B, T, V]."""
 
-    `binding` holds the published value of each symbol, `aliases` what products are called in print (d = H·k),
-    `config` the settings it was made from, `fields` the config's field of each size. Made by `build`.
-    """
-
-    takes = ("input_ids", "attention_mask", "position_ids", "labels")
-    config: Mapping[str, Any]
-    binding: Mapping[str, int]
-    aliases: Mapping[str, Dim]
-    fields: Mapping[str, str]
+    needs = ("input_ids",)
+    learns = ("labels",)
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
@@ -164,7 +157,7 @@ class Decoder(Module):
             x = x + self.positions(None if first else places, T)
         elif p.positions == "sinusoidal":
             x = x + sinusoidal(places, p.d, x.dtype)
-        context = Context(mask=_visible(attention_mask), cache=cache)
+        context = Context(mask=key_mask(attention_mask), cache=cache)
         for kind in _rotations(p):
             context.rope[kind] = rotation(p.ropes[kind], p.k, places, x.dtype)
         x = self.layers(x, context)
@@ -175,30 +168,14 @@ class Decoder(Module):
             logits = tanh(logits / p.logit_softcap) * p.logit_softcap
         return logits.named("logits")
 
-    def inputs(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Inputs of the graph by transformers' names: int32 [B, T].
-
-        Raises DataError[TG512] for a name that the model does not take, [TG501] without input_ids.
-        """
-        names = list(names)
-        if unknown := [name for name in names if name not in self.takes]:
-            hint = f"it takes {', '.join(self.takes)}"
-            raise DataError("TG512", f"the model has no input called {', '.join(map(repr, unknown))}", hint=hint)
-        if "input_ids" not in names:
-            raise DataError("TG501", "no value given for input_ids", notes=["input_ids: i32[B, T]"])
-        return {name: input(name, dims("B T"), "int32") for name in names}
+    def specs(self, names: tuple[str, ...]) -> dict[str, Spec]:
+        return ids("input_ids", "attention_mask", "position_ids", "labels")
 
     def outputs(self, labels: Tensor | None = None, **inputs: Any) -> dict[str, Tensor]:
         """`logits`, and with `labels` [B, T] the `loss`, from tensors under transformers' names."""
         self.assign_names()
         logits = self(**inputs)
         return {"logits": logits} if labels is None else {"loss": next_token_loss(logits, labels), "logits": logits}
-
-    def astype(self, dtype: Any) -> Decoder:
-        """Give every parameter this dtype; before the first graph is made. Returns self."""
-        for p in self.parameters():
-            p.dtype = to_dtype(dtype)
-        return self
 
 
 def _rotations(p: Plan) -> list[str]:
@@ -208,7 +185,8 @@ def _rotations(p: Plan) -> list[str]:
     return [kind for kind in p.ropes if kind in kinds or (kind == FULL and not kinds <= p.ropes.keys())]
 
 
-def _visible(attention_mask: Tensor | None) -> Tensor | None:
+def key_mask(attention_mask: Tensor | None) -> Tensor | None:
+    """Which keys all queries see, bool [B, 1, 1, S], from a mask [B, S] that is 0 at padding."""
     if attention_mask is None:
         return None
     B, S = attention_mask.shape
@@ -233,11 +211,22 @@ class Sizes:
         self.binding: dict[str, int] = {}
         self.aliases: dict[str, Dim] = {}
         self.fields: dict[str, str] = {}  # the config's field of each size
+        self.mark = self.inside = ""
+
+    def part(self, field: str, config: Mapping[str, Any], mark: str = "", *, layers: bool = False) -> Sizes:
+        """Sizes of a model inside: its config is the field `field`, its symbols are called `d` and `mark`.
+
+        `layers`: the number of layers that is asked for is that of this part.
+        """
+        inner = Sizes(config, self.symbolic, self.given_layers if layers else None)
+        inner.binding, inner.aliases, inner.fields = self.binding, self.aliases, self.fields
+        inner.mark, inner.inside = self.mark + mark, f"{self.inside}{field}."
+        return inner
 
     def __call__(self, name: str, field: str, *, literal: bool = False) -> Dim:
         """The size called `name`, from a field of the config. Raises ModelError[TG913] unless it is a positive int."""
-        value = whole(self.config, field)
-        self.fields[name] = field
+        value, name = whole(self.config, field), name + self.mark
+        self.fields[name] = self.inside + field
         if not self.symbolic or literal:
             return value
         self.binding[name] = value
@@ -246,7 +235,7 @@ class Sizes:
     def layers(self, field: str) -> Dim:
         """The number of layers: that of the config, or the one asked for instead, which may be a symbol."""
         count = whole(self.config, field)
-        self.fields["n"] = field
+        self.fields["n" + self.mark] = self.inside + field
         given = count if self.given_layers is None else canon(self.given_layers)
         name = symbol_name(given)
         if name is not None:
@@ -261,17 +250,18 @@ class Sizes:
         if k is not None and self.config.get(k) is not None:
             return self("d", d), self("H", H), self("k", k, literal=literal)
         width, heads = whole(self.config, d), whole(self.config, H)
-        self.fields |= {"d": d, "H": H}
+        names = {own: own + self.mark for own in ("d", "H", "k")}
+        self.fields |= {names["d"]: self.inside + d, names["H"]: self.inside + H}
         if width % heads:
             raise ModelError("TG913", f"{d} = {width} is not divisible by {H} = {heads}")
         if not self.symbolic or literal:
             return width, heads, width // heads
         if heads == 1:
-            return self("d", d), 1, dim("d")
-        self.binding |= {"H": heads, "k": width // heads}
-        H_, k_ = dim("H"), dim("k")
-        self.aliases["d"] = mul(H_, k_)
-        return self.aliases["d"], H_, k_
+            return self("d", d), 1, dim(names["d"])
+        self.binding |= {names["H"]: heads, names["k"]: width // heads}
+        H_, k_ = dim(names["H"]), dim(names["k"])
+        self.aliases[names["d"]] = mul(H_, k_)
+        return self.aliases[names["d"]], H_, k_
 
 
 def whole(config: Mapping[str, Any], field: str) -> int:
@@ -282,4 +272,4 @@ def whole(config: Mapping[str, Any], field: str) -> int:
     return value
 
 
-Planner = Callable[[Mapping[str, Any], Sizes], Plan]
+Planner = Callable[[Mapping[str, Any], Sizes], Any]

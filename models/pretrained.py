@@ -26,7 +26,7 @@ from tensorgraph.tensor import Tensor
 from . import architecture, gguf, presets
 from . import generate as generation
 from .architecture import Architecture
-from .decoder import Decoder
+from .model import Model
 from .tokenizer import FILE as TOKENIZER
 from .tokenizer import Tokenizer
 
@@ -44,7 +44,7 @@ class Net:
 
     def __init__(
         self,
-        model: Decoder,
+        model: Model,
         config: Mapping[str, Any],
         state: dict[str, Array] | None = None,
         *,
@@ -69,8 +69,7 @@ class Net:
         Raises DataError: TG501 an unknown or absent input, TG502 a shape, TG503 a dtype, TG504 an id out of range,
         TG510 too many positions; StateError[TG610] if there are no values.
         """
-        arrays = self._arrays(inputs)
-        names = tuple(sorted(arrays))
+        arrays, names = self._arrays(inputs)
         step = self.compiled(("outputs", names), lambda: self._compile(self._outputs(names)))
         result: dict[str, Array] = step(self.values(), **arrays)
         return result
@@ -84,16 +83,17 @@ class Net:
         `cotangents` {output: R} takes the sum of R · output in place of the loss; `wrt_inputs` adds float inputs.
         Raises as calling, and ModelError[TG916] without labels or cotangents.
         """
-        arrays, given = self._arrays(inputs), {k: np.asarray(v) for k, v in (cotangents or {}).items()}
-        names, wrt = tuple(sorted(arrays)), tuple(wrt_inputs)
+        arrays, names = self._arrays(inputs)
+        given, wrt = {k: np.asarray(v) for k, v in (cotangents or {}).items()}, tuple(wrt_inputs)
         key = ("gradients", names, tuple(sorted(given)), wrt)
         step = self.compiled(key, lambda: self._compile(self._gradients(names, tuple(given), wrt)))
-        result = step(self.values(), **arrays, **{f"cotangent.{k}": v for k, v in given.items()})
+        used = {k: v for k, v in arrays.items() if k in step.graph.inputs}  # an output need not depend on all inputs
+        result = step(self.values(), **used, **{f"cotangent.{k}": v for k, v in given.items()})
         return result["value"].item(), result["gradients"]
 
     def trace(self, *names: str, gradients: bool = False) -> Graph:
-        """The graph for a set of inputs (by default the tokens alone), with its gradients if asked for."""
-        names = names or ("input_ids", *(("labels",) if gradients else ()))
+        """The graph for a set of inputs (by default those that it needs), with its gradients if asked for."""
+        names = names or (*self.model.needs, *(self.model.learns if gradients else ()))
         outputs = self._gradients(names, (), ()) if gradients else self._outputs(names)
         flat = {**outputs.get("gradients", {}), **{k: v for k, v in outputs.items() if k != "gradients"}}
         return Graph(flat, name=self._name, aliases=self.model.aliases)
@@ -120,6 +120,8 @@ class Net:
             ys, value = [outputs["loss"]], outputs["loss"]
             seeds = [const(1.0, value.dtype)]
         targets = {n: p.__tensor__() for n, p in self.model.named_parameters().items() if p.trained}
+        if unknown := [n for n in wrt if not isinstance(leaves.get(n), Tensor) or not leaves[n].dtype.is_float]:
+            raise ModelError("TG916", f"there is no float input {unknown[0]!r}", hint="ids have no gradient")
         targets |= {n: leaves[n] for n in wrt}
         found = vjp(ys, targets, seeds, unused="none")
         return {"value": value, "gradients": {n: g for n, g in found.items() if g is not None}}
@@ -153,8 +155,11 @@ class Net:
         self.state = self.model.init(seed, self.model.binding)
         return self
 
-    def _arrays(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
-        arrays = {name: np.asarray(value) for name, value in inputs.items() if value is not None}
+    def _arrays(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Array], tuple[str, ...]]:
+        """The arrays, and the names of all inputs: theirs and those of flags that are true."""
+        flags = [name for name in self.model.flags if inputs.get(name)]
+        given = {name: value for name, value in inputs.items() if name not in self.model.flags}
+        arrays = {name: np.asarray(value) for name, value in given.items() if value is not None}
         if "attention_mask" in arrays:
             arrays["attention_mask"] = (arrays["attention_mask"] != 0).astype(np.int32)
         ids, places = arrays.get("input_ids"), arrays.get("position_ids")
@@ -163,7 +168,9 @@ class Net:
                 arrays["position_ids"] = np.repeat(places, ids.shape[0], 0)
             if places is None:
                 generation.check_length(self, ids.shape[1])
-        return arrays
+        names = tuple(sorted((*arrays, *flags)))
+        self.model.check(arrays)
+        return arrays, names
 
     # -- text
     def generate(self, input_ids: Any, max_new_tokens: int = 20, **settings: Any) -> Array:
@@ -271,7 +278,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _model(config: Mapping[str, Any], dtype: Any) -> tuple[Decoder, Architecture]:
+def _model(config: Mapping[str, Any], dtype: Any) -> tuple[Model, Architecture]:
     from . import ARCHITECTURES
 
     _, found = architecture.find(config, ARCHITECTURES)
@@ -296,10 +303,8 @@ def _open_folder(folder: Path, dtype: Any, backend: str) -> Net:
         return _without_values(config, dtype, backend, folder)
     model, found = _model(config, dtype)
     tensors = safetensors.open_checkpoint(folder)
-    bare = tuple((ours, theirs.removeprefix(found.prefix)) for ours, theirs in found.names)
     buffers = (*found.buffers, *(b.removeprefix(found.prefix) for b in found.buffers))
-    if found.prefix and not any(name.startswith(found.prefix) for name in tensors):
-        model.names = bare
+    model.names = found.names_in(tensors)
     state = _load(model, tensors.entries, tensors.read, buffers, folder, dtype)
     tokenizer = Tokenizer.from_file(folder) if (folder / TOKENIZER).is_file() else None
     defaults = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
@@ -322,7 +327,7 @@ def _open_gguf(path: Path, dtype: Any, backend: str) -> Net:
 
 
 def _load(
-    model: Decoder,
+    model: Model,
     entries: Mapping[str, Entry],
     read: Callable[[str, Any], Array],
     buffers: Iterable[str],
@@ -353,7 +358,7 @@ def _load(
     return state
 
 
-def _sizes(p: Parameter, model: Decoder) -> str:
+def _sizes(p: Parameter, model: Model) -> str:
     symbols = show_shape(p.shape, model.aliases)
     return f"{[evaluate(d, model.binding) for d in p.shape]} = {symbols}"
 

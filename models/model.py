@@ -1,0 +1,92 @@
+"""What all published models share: their config and sizes, and inputs and outputs under transformers' names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+from tensorgraph import dtypes
+from tensorgraph.dims import Dim, Shape, dims, show_shape
+from tensorgraph.errors import DataError
+from tensorgraph.nn import Module
+from tensorgraph.ops.leaf import input
+from tensorgraph.tensor import Tensor
+
+Spec = tuple[Shape, Any]
+
+
+class Model(Module):
+    """A published model: takes tensors under transformers' names, and `outputs` returns a dict under its names.
+
+    `binding` holds the published value of each symbol, `aliases` what products are called in print (d = H·k),
+    `config` the settings it was made from, `fields` the config's field of each size. Made by `build`.
+    `needs`: the inputs it cannot do without; `flags`: inputs that are true or absent; `learns`: what makes it return
+    a loss, () if it has none.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    flags: ClassVar[tuple[str, ...]] = ()
+    learns: ClassVar[tuple[str, ...]] = ()
+    plan: Any
+    config: Mapping[str, Any]
+    binding: Mapping[str, int]
+    aliases: Mapping[str, Dim]
+    fields: Mapping[str, str]
+
+    def specs(self, names: tuple[str, ...]) -> dict[str, Spec]:
+        """Shape and dtype of every input that the model can take, when it is given those in `names`."""
+        raise NotImplementedError
+
+    def inputs(self, names: Iterable[str]) -> dict[str, Any]:
+        """Inputs of the graph by transformers' names; True for a flag.
+
+        Raises DataError: TG512 for a name that the model does not take, TG501 for one that it needs.
+        """
+        names = tuple(names)
+        specs = self.specs(names)
+        if unknown := [name for name in names if name not in specs and name not in self.flags]:
+            hint = f"it takes {', '.join((*specs, *self.flags))}"
+            raise DataError("TG512", f"the model has no input called {', '.join(map(repr, unknown))}", hint=hint)
+        if missing := [name for name in self.needs if name not in names]:
+            types = [f"{n}: {dtypes.dtype(specs[n][1]).short}{show_shape(specs[n][0])}" for n in missing]
+            raise DataError("TG501", f"no value given for {', '.join(missing)}", notes=types)
+        return {name: input(name, *specs[name]) if name in specs else True for name in names}
+
+    def outputs(self, **inputs: Any) -> dict[str, Tensor]:
+        """Outputs by transformers' names, from tensors (and flags) by its names."""
+        self.assign_names()
+        return {name: y for name, y in self(**inputs).items() if isinstance(y, Tensor)}
+
+    def check(self, arrays: Mapping[str, Any]) -> None:
+        """Raise DataError for arrays that do not fit each other, beyond their shapes and ranges."""
+
+    def astype(self, dtype: Any) -> Any:
+        """Give every parameter this dtype; before the first graph is made. Returns self."""
+        for p in self.parameters():
+            p.dtype = dtypes.dtype(dtype)
+        return self
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the parameters."""
+        return next(p.dtype for _, m in self.modules() for p in m.__dict__.values() if hasattr(p, "trained"))
+
+
+def ids(*names: str) -> dict[str, Spec]:
+    """Specs of inputs of whole numbers [B, T]."""
+    return {name: (dims("B T"), "int32") for name in names}
+
+
+def belongs(module: Any, component: str) -> Any:
+    """Count all parameters in `module` under one component, whatever its parts are by themselves. Returns it."""
+    for _, m in module.modules():
+        m.component = component
+    return module
+
+
+def under(ours: str, theirs: str, names: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """A name map for a model that is a part of another: both sides with their prefixes."""
+    return tuple((ours + a, theirs + b) for a, b in names)
+
+
+__all__ = ["Model", "Spec", "belongs", "ids", "under"]

@@ -1,0 +1,100 @@
+"""The configurations and inputs of the encoder and vision suites, as data: no torch, no transformers.
+
+Sizes are small and distinct, so that a transposed or tiled axis cannot hide. Every case names its own seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .configs import Batch, inputs
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A transformers class with keyword arguments of its config, and what it is called with.
+
+    `text`: how ids, masks and labels are drawn; `types`: the number of token types, 0: none given. `cotangents`: the
+    outputs that are differentiated, where there is no loss; `wrt`: float inputs to differentiate in; `flags`: inputs
+    that are true.
+    """
+
+    cls: str
+    settings: Mapping[str, Any]
+    seed: int
+    text: Batch | None = None
+    types: int = 0
+    cotangents: tuple[str, ...] = ()
+    wrt: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+
+TEXT: dict[str, Batch] = {
+    "plain": Batch(labels="none"),
+    "left": Batch(padding="left", labels="none"),
+    "right": Batch(padding="right", labels="none"),
+    "holes": Batch(padding="holes", labels="none"),
+    "spaced": Batch(positions="spaced", labels="none"),
+    "one": Batch(B=1, T=1, labels="none"),
+}
+# H = 6, k = 4, d = 24, f = 29, V = 41, P = 19.
+BERT: dict[str, Any] = {
+    "vocab_size": 41,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "intermediate_size": 29,
+    "max_position_embeddings": 19,
+    "type_vocab_size": 3,
+}
+HIDDEN = ("last_hidden_state",)
+POOLED = ("last_hidden_state", "pooler_output")
+
+
+def bert(seed: int, text: str = "plain", types: int = 0, cotangents: tuple[str, ...] = POOLED, **changes: Any) -> Case:
+    return Case("BertModel", BERT | changes, seed, TEXT[text], types, cotangents)
+
+
+def masked(seed: int, text: Batch, types: int = 0, **changes: Any) -> Case:
+    return Case("BertForMaskedLM", BERT | changes, seed, text, types)
+
+
+ENCODERS: dict[str, Case] = {
+    "bert": bert(100),
+    "bert-left": bert(101, "left", 3),
+    "bert-right": bert(102, "right", 3, num_hidden_layers=3, hidden_act="relu"),
+    "bert-holes": bert(103, "holes", 2, hidden_act="gelu_new", pad_token_id=5),
+    "bert-spaced": bert(104, "spaced", 3, pad_token_id=None, layer_norm_eps=0.1),
+    "bert-one": bert(105, "one", type_vocab_size=1, num_attention_heads=1),
+    "bert-hidden-only": bert(106, "right", 3, HIDDEN),
+    "bert-pooled-only": bert(107, "right", 3, ("pooler_output",), num_attention_heads=24),
+    "masked": masked(110, Batch()),
+    "masked-left": masked(111, Batch(padding="left", labels="masked"), 3, hidden_act="silu"),
+    "masked-pad-row": masked(112, Batch(padding="right", labels="all"), 3, pad_token_id=7),
+    "masked-untied": masked(113, Batch(B=3, T=4), 2, tie_word_embeddings=False, num_hidden_layers=1),
+    "masked-no-labels": masked(114, Batch(labels="none", positions="restart")),
+}
+
+
+def arrays_of(case: Case) -> dict[str, Any]:
+    """The inputs of a case: whole numbers int64, images float64; the arrays of one case are always the same."""
+    rng = np.random.default_rng([case.seed, 98])
+    out: dict[str, Any] = {}
+    if case.text is not None:
+        out |= inputs(case.text, case.settings["vocab_size"], case.seed)
+    if case.types:
+        out["token_type_ids"] = rng.integers(0, case.types, out["input_ids"].shape)
+    return out | dict.fromkeys(case.flags, True)
+
+
+def cotangents_of(case: Case, outputs: Mapping[str, Array]) -> dict[str, Array] | None:
+    """A random array, that float32 holds exactly, for each output that the case differentiates."""
+    rng = np.random.default_rng([case.seed, 97])
+    drawn = {n: rng.standard_normal(outputs[n].shape).astype(np.float32) for n in case.cotangents}
+    return {n: r.astype(np.float64) for n, r in drawn.items()} or None

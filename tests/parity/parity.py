@@ -1,0 +1,64 @@
+"""One case of the encoder and vision suites against transformers: outputs, the value differentiated, every gradient."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tensorgraph.models import from_pretrained
+
+from . import reference as R
+from .configs_vision import Case, arrays_of, cotangents_of
+
+# (outputs and loss, gradients), in the measure of reference.relative_error.
+BOUNDS = {"float64": (1e-9, 1e-9), "float32": (1e-5, 1e-4)}
+
+
+class Suite:
+    """References and nets of a table of cases, each made once."""
+
+    def __init__(self, cases: Mapping[str, Case], folder: Callable[[str], Path]) -> None:
+        self.cases, self.folder = cases, functools.cache(lambda name: R.save(self.model(name), folder(name)))
+        self.model = functools.cache(self._model)
+        self.reference = functools.cache(self._reference)
+        self.net = functools.cache(lambda name, dtype: from_pretrained(self.folder(name), dtype=dtype))
+
+    def _model(self, name: str) -> Any:
+        case = self.cases[name]
+        return R.build(case.cls, case.settings, case.seed)
+
+    def _reference(self, name: str) -> tuple[R.Reference, dict[str, R.Array] | None]:
+        case, arrays = self.cases[name], arrays_of(self.cases[name])
+        if not case.cotangents:
+            return R.run(self.model(name), arrays, wrt_inputs=case.wrt), None
+        outputs = R.run(self.model(name), arrays, gradients=False).outputs
+        given = cotangents_of(case, outputs)
+        return R.run(self.model(name), arrays, cotangents=given, wrt_inputs=case.wrt), given
+
+    def check(self, name: str, dtype: str) -> None:
+        """All that ours computes is the reference's, within the bounds of `dtype`, and nothing is missing or more."""
+        case, (ref, given), net = self.cases[name], self.reference(name), self.net(name, dtype)
+        arrays = arrays_of(case)
+        arrays |= {n: a.astype(dtype) for n, a in arrays.items() if getattr(a, "dtype", None) == np.float64}
+        output_bound, grad_bound = BOUNDS[dtype]
+        outputs = net(**arrays)
+        assert {array.dtype.name for array in outputs.values()} == {dtype}
+        R.assert_same(ref.outputs, outputs, output_bound, gradients=False)
+        assert set(net.state) == R.names_in(self.folder(name)) - set(ignored(self.folder(name)))
+        if ref.loss is None:
+            return
+        cotangents = {n: r.astype(dtype) for n, r in given.items()} if given else None
+        value, grads = net.value_and_grad(**arrays, cotangents=cotangents, wrt_inputs=case.wrt)
+        # A sum over random signs has cancelled: its rounding is that of its terms.
+        terms = sum(np.abs(r * ref.outputs[n]).sum() for n, r in given.items()) if given else abs(ref.loss)
+        assert abs(value - ref.loss) <= output_bound * terms
+        R.assert_same(ref.grads, grads, grad_bound, gradients=True)
+
+
+def ignored(folder: Path) -> list[str]:
+    """Tensors of a file that are no parameters."""
+    return [name for name in R.names_in(folder) if name.endswith("position_ids")]

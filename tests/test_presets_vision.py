@@ -1,0 +1,35 @@
+"""Encoders and models that see: exact published totals by component, from the preset and from a config."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tensorgraph.dims import evaluate
+from tensorgraph.models import build, presets
+
+# Published totals: preset, total, components.
+PUBLISHED = [
+    (
+        "bert-base",
+        109482240,
+        {"attention": 28348416, "embedding": 23835648, "mlp": 56669184, "norm": 38400, "pooler": 590592},
+    ),
+    (
+        "minilm-l6",
+        22713216,
+        {"attention": 3548160, "embedding": 11917824, "mlp": 7089408, "norm": 9984, "pooler": 147840},
+    ),
+]
+
+
+@pytest.mark.parametrize("symbolic", [True, False])
+@pytest.mark.parametrize(("preset", "total", "components"), PUBLISHED)
+def test_published_totals(preset, total, components, symbolic):
+    model = build(presets.config(preset), symbolic=symbolic)
+    found: Counter[str] = Counter()
+    for p in model.parameters():
+        found[p.component or "other"] += evaluate(p.count, model.binding)
+    assert (found.total(), dict(found)) == (total, components)
+    assert evaluate(model.total(), model.binding) == total
