@@ -14,6 +14,7 @@ from tensorgraph.dtypes import DType
 from tensorgraph.errors import ModelError
 from tensorgraph.nn import LayerNorm, Linear, Module, RMSNorm
 from tensorgraph.ops.elementwise import (
+    cast,
     cos,
     equal,
     floor,
@@ -31,7 +32,7 @@ from tensorgraph.ops.leaf import arange, const, dimension, input
 from tensorgraph.ops.movement import concat, reshape, split, stack, swapaxes, unsqueeze
 from tensorgraph.ops.nn import ACTIVATIONS, attention, rope
 from tensorgraph.ops.reduce import max
-from tensorgraph.tensor import Tensor
+from tensorgraph.tensor import Tensor, scope
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -201,11 +202,17 @@ def real(dtype: DType) -> str:
     return "float64" if dtype.name == "float64" else "float32"
 
 
+def retyped(x: Tensor, dtype: DType) -> Tensor:
+    """x in `dtype`; itself if it is so already."""
+    return x if x.dtype == dtype else cast(x, dtype)
+
+
 def sinusoidal(positions: Tensor, d: Dim, dtype: DType) -> Tensor:
     """sin and cos of position / 10000^(2i/d), interleaved: [T] -> [T, d], [B, T] -> [B, T, d] (Vaswani et al. 2017)."""
-    angles = unsqueeze(positions.cast(real(dtype)), positions.ndim) * powers(10000.0, d, real(dtype))
-    pairs = stack([sin(angles), cos(angles)], axis=positions.ndim + 1)
-    return reshape(pairs, (*positions.shape, d)).cast(dtype)
+    with scope("positions"):
+        angles = unsqueeze(positions.cast(real(dtype)), positions.ndim) * powers(10000.0, d, real(dtype))
+        pairs = stack([sin(angles), cos(angles)], axis=positions.ndim + 1)
+        return retyped(reshape(pairs, (*positions.shape, d)), dtype)
 
 
 def powers(theta: float | Tensor, size: Dim, dtype: str) -> Tensor:
@@ -229,17 +236,18 @@ def rotation(parameters: Mapping[str, Any], k: Dim, positions: Tensor, dtype: DT
     `parameters`: transformers' `rope_parameters` for one layer type: rope_type, rope_theta, and those of the type.
     Raises ModelError[TG912] for an unknown rope_type, [TG913] for a parameter that is missing.
     """
-    size = part(k, parameters.get("partial_rotary_factor", 1.0))
-    kind = parameters.get("rope_type", "default")
-    try:
-        frequencies, scale = choose("rope_type", kind, SCALINGS)(parameters, size, positions, real(dtype))
-    except KeyError as missing:
-        raise ModelError("TG913", f"rope_type {kind!r} needs {missing.args[0]!r} in rope_parameters") from None
-    angles = unsqueeze(positions.cast(real(dtype)), positions.ndim) * frequencies
-    if positions.ndim == 2:
-        angles = unsqueeze(angles, 1)
-    tables = (cos(angles), sin(angles)) if scale == 1.0 else (cos(angles) * scale, sin(angles) * scale)
-    return tables[0].cast(dtype), tables[1].cast(dtype)
+    with scope("rope"):
+        size = part(k, parameters.get("partial_rotary_factor", 1.0))
+        kind = parameters.get("rope_type", "default")
+        try:
+            frequencies, scale = choose("rope_type", kind, SCALINGS)(parameters, size, positions, real(dtype))
+        except KeyError as missing:
+            raise ModelError("TG913", f"rope_type {kind!r} needs {missing.args[0]!r} in rope_parameters") from None
+        angles = unsqueeze(positions.cast(real(dtype)), positions.ndim) * frequencies
+        if positions.ndim == 2:
+            angles = unsqueeze(angles, 1)
+        tables = (cos(angles), sin(angles)) if scale == 1.0 else (cos(angles) * scale, sin(angles) * scale)
+        return retyped(tables[0], dtype), retyped(tables[1], dtype)
 
 
 def part(k: Dim, factor: float) -> Dim:
