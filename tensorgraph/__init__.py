@@ -10,7 +10,10 @@ from .autodiff import grad, value_and_grad, vjp
 from .compile import State, Step, compile
 from .dims import assume, dim, dims
 from .dtypes import bfloat16, float16, float32, float64, int8, int32, int64, uint8
-from .errors import TensorgraphError
+from .errors import (  # noqa: F401
+    BackendError, CheckpointError, DataError, DTypeError, GradError, GraphError, ModelError, OpError, ShapeError, SizeError, StateError,
+    TensorgraphError,
+)
 from .graph import Graph
 from .nn import Module, ModuleList, Parameter
 from .op import Bad, InputSpec, S, bools, ids, op
