@@ -21,24 +21,15 @@ from .errors import GradError
 from .xp import Namespace
 
 REFUSED = (
-    "conj",
-    "conjugate",
-    "vdot",
-    "vecdot",
-    "std",
-    "var",
-    "nanstd",
-    "nanvar",
-    "angle",
-    "iscomplexobj",
-    "isrealobj",
-    "linalg",
+    *("conj", "conjugate", "vdot", "vecdot", "std", "var", "nanstd", "nanvar", "angle"),
+    *("iscomplexobj", "isrealobj", "linalg"),
 )
 BY_REAL_PART = (  # results that are constant but at jumps: of the real part, with no derivative
-    "greater", "greater_equal", "less", "less_equal", "equal", "not_equal", "sign", "floor", "ceil", "rint", "round", "trunc", "fix",
-    "floor_divide", "argsort", "argmax", "argmin", "isfinite", "isnan", "isinf", "signbit", "searchsorted", "digitize", "heaviside",
-    "logical_and", "logical_or", "logical_not", "logical_xor", "nonzero", "count_nonzero", "any", "all", "lexsort", "argpartition", "argwhere",
-)  # fmt: skip
+    *("greater", "greater_equal", "less", "less_equal", "equal", "not_equal", "sign", "signbit", "heaviside"),
+    *("floor", "ceil", "rint", "round", "trunc", "fix", "floor_divide", "argsort", "argmax", "argmin"),
+    *("argpartition", "lexsort", "searchsorted", "digitize", "isfinite", "isnan", "isinf", "logical_and"),
+    *("logical_or", "logical_not", "logical_xor", "nonzero", "argwhere", "count_nonzero", "any", "all"),
+)
 
 
 class NotAnalytic(GradError):

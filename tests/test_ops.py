@@ -212,7 +212,7 @@ def test_flops_are_a_size(op, sample):
 
 
 def small_variants(op, sample, value):
-    """The sample with one size, then with all sizes, set to a number; those that the op refuses in words are left out."""
+    """The sample with one size, then with all, set to a number; those that the op refuses in words are left out."""
     names = {w for s in sample.inputs if s is not None for w in s.shape.split() if not w.isdigit()}
     for chosen in [{n} for n in sorted(names)] + ([names] if len(names) > 1 else []):
         try:
@@ -503,6 +503,6 @@ def test_ties_share_the_gradient():
     x = tg.input("x", (3,), "float64")
     y = tg.input("y", (3,), "float64")
     given = {x: np.array([1.0, 2.0, 2.0]), y: np.array([1.0, 0.0, 5.0])}
-    gx, gy, gm = tg.grad(tg.maximum(x, y).sum(), [x, y]) + [tg.grad(tg.max(x), x)]
+    gx, gy, gm = (*tg.grad(tg.maximum(x, y).sum(), [x, y]), tg.grad(tg.max(x), x))
     a, b, c = interpret.evaluate([gx, gy, gm], given, {})
     assert a.tolist() == [0.5, 1.0, 0.0] and b.tolist() == [0.5, 0.0, 1.0] and c.tolist() == [0.0, 0.5, 0.5]

@@ -10,18 +10,25 @@ from typing import Any
 import numpy as np
 
 from .. import autodiff
+from ..complex_numpy import complex_numpy, guarded
 from ..dims import binding as parse_binding
 from ..errors import GradError, TensorgraphError
 from ..graph import Graph
+from ..interpret import compute, evaluate
+from ..ops.leaf import INPUT
 from ..tensor import Tensor, as_tensor, topological
 from .finite import locate
 from .nodes import Finding, Site, check_site, definition, opens
-from .reference import EXACT
-from .report import KINK, NO_PATH, PASS, WRONG_SUM, WRONG_VJP, Entry, Report
+from .precision import check_precision, paired
+from .reference import distance, norm
+from .report import KINK, NO_PATH, NONDETERMINISTIC, PASS, WRONG_SUM, WRONG_VJP, Entry, Report
 from .sampling import sample_values, small_sizes
+from .unroll import Unroller, has_loops, unrolled
 from .whole import Whole, compute_all
 
-STAGES = ("whole", "nodes")
+STAGES = ("nodes", "whole", "precision")
+RUNS = 2  # of a block that is repeated a symbolic number of times
+Values = dict[Tensor, Any]
 
 
 def check_grads(
@@ -39,8 +46,9 @@ def check_grads(
 
     Sizes left symbolic are bound to small distinct numbers, leaves without `values` are drawn in the domains of the ops
     that read them. Every kind of node is checked alone, per input, by <vjp(v), u> = <v, J u>; the whole graph along
-    `directions` random directions. `order=2` checks the gradient's own gradient as well. `wrt`: what the whole is
-    differentiated by (names, tensors or Parameters; every floating leaf if None).
+    `directions` random directions; a graph that is right in float64 is then run in its own dtype. `order=2` checks the
+    gradient's own gradient as well. `wrt`: what the whole is differentiated by (names, tensors or Parameters; every
+    floating leaf if None). Blocks repeated a symbolic number of times are written out twice.
 
     Returns a Report, true if all is right. Raises GradError[TG411] if no small sizes fit, [TG412] for values that do
     not fit, [TG413] for an unknown stage, order or name in `wrt`.
@@ -50,27 +58,43 @@ def check_grads(
     if order not in (1, 2) or directions < 1 or not set(stages) <= set(STAGES):
         raise GradError("TG413", f"check_grads: order is 1 or 2, directions at least 1, stages are {', '.join(STAGES)}")
     declared = y if isinstance(y, Graph) else Graph(y)
-    graph = declared.astype("float64")
-    given = parse_binding(binding) if binding else {}
-    sizes = small_sizes(graph, given)
+    symbolic = declared.astype("float64")
+    graph, unroller = symbolic, None
+    if has_loops(symbolic.nodes):
+        unroller = Unroller(symbolic.outputs.values(), RUNS)
+        graph = Graph({k: unroller.value(t) for k, t in symbolic.outputs.items()}, name=declared.name)
+    sizes = small_sizes(graph, parse_binding(binding) if binding else {})
     graph.check_binding(sizes)
     rng = np.random.default_rng(seed)
-    leaves = sample_values(graph, sizes, rng, values)
-    run = _Run(graph, sizes, leaves, rng, directions, _wanted(graph, wrt))
+    leaves = sample_values(graph, sizes, rng, _spread(values, graph))
+    cut, cut_leaves, notes = _without_surrogates(graph, leaves, sizes)
+    run = _Run(cut, sizes, cut_leaves, rng, directions, _wanted(graph, wrt))
+    run.notes += notes
     run.check(stages)
-    if order == 2 and not run.broken:
-        second = _gradient_graph(run)
-        if second is not None:
-            deeper = _Run(second[0], sizes, second[1], rng, directions, None, counted=run.kinds)
-            deeper.check(stages)
-            run.whole += deeper.whole
-            run.entries += deeper.entries
-            run.residuals |= deeper.residuals
-    names = {t: s for t, s in zip(graph.nodes, declared.nodes, strict=False)}
-    colours = {names.get(t, t): r for t, r in run.residuals.items()}
-    return Report(
-        run.entries, run.whole, directions, seed, sizes, declared.name, run.notes, time.perf_counter() - start, colours
-    )
+    if unroller is not None:
+        run.notes.append(f"blocks repeated a symbolic number of times are checked with {RUNS} runs")
+        run.check_loops(symbolic, unroller)
+    whole = run.gradient
+    if order == 2 and not run.broken and whole is not None and whole.grads:
+        run.go_deeper(whole)
+    if "precision" in stages and not run.broken and whole is not None and not notes:
+        low = unrolled(declared, RUNS) if unroller is not None else declared
+        floor = 1e-10 * max(map(norm, whole.adjoints.values()), default=0.0)
+        run.entries += check_precision(low, graph, leaves, sizes, [whole.cotangents[g] for g in whole.gs], floor)
+    origin = {} if unroller is not None else paired(symbolic, declared)
+    colours = {origin.get(t, t): r for t, r in run.residuals.items()}
+    took = time.perf_counter() - start
+    return Report(run.entries, run.whole, directions, seed, sizes, declared.name, run.notes, took, colours)
+
+
+def _spread(values: Mapping[str, Any] | None, graph: Graph) -> dict[str, Any]:
+    """Values by name; one given for a parameter of a repeated block is that of each run."""
+    leaves = {**graph.inputs, **graph.params}
+    out: dict[str, Any] = {}
+    for name, a in (values or {}).items():
+        runs = [n for n in leaves if n.startswith(f"{name}[") and n[len(name) :].strip("[]0123456789") == ""]
+        out.update(dict.fromkeys(runs, a) if name not in leaves and runs else {name: a})
+    return out
 
 
 def _wanted(graph: Graph, wrt: Any) -> list[Tensor] | None:
@@ -80,12 +104,33 @@ def _wanted(graph: Graph, wrt: Any) -> list[Tensor] | None:
     out = []
     for w in wrt if isinstance(wrt, (list, tuple)) else [wrt]:
         name = w if isinstance(w, str) else as_tensor(w).label
-        if name not in known:
+        found = [known[n] for n in known if n == name or n.startswith(f"{name}[")]
+        if not found:
+            have = ", ".join(known)
             raise GradError(
-                "TG413", f"{graph.name} has no input or parameter called {name!r}", notes=[f"it has {', '.join(known)}"]
+                "TG413", f"{graph.name} has no input or parameter called {name!r}", notes=[f"it has {have}"]
             )
-        out.append(known[name])
+        out += found
     return out
+
+
+def _without_surrogates(graph: Graph, leaves: Values, sizes: Mapping[str, int]) -> tuple[Graph, Values, list[str]]:
+    """The graph with every value made by a surrogate rule as a leaf: around it derivatives are what they should be."""
+    bent = [t for t in graph.nodes if t.op.surrogate and t.specs is None and t.dtype.is_float]
+    if not bent:
+        return graph, leaves, []
+    have = compute_all(graph.nodes, leaves, sizes)
+    stand_ins = {
+        t: Tensor(INPUT, (), {}, t.shape, t.dtype, t.scope, t.loc, f"{t.op.name}#{i}") for i, t in enumerate(bent)
+    }
+    before = [x for t in bent for x in t.inputs if x.dtype.is_float and not x.op.leaf]
+    outputs = {**graph.outputs, **{f"into {i}": x for i, x in enumerate(before)}}
+    cut = Graph(outputs, name=graph.name).map(leaf=stand_ins.get)
+    cut.outputs = {
+        k: stand_ins.get(graph.outputs.get(k, y), y) if k in graph.outputs else y for k, y in cut.outputs.items()
+    }
+    notes = [f"{t.op.name} ({t.where or t.scope.path}): its rule is not the derivative: {t.op.surrogate}" for t in bent]
+    return cut, {**leaves, **{s: have[t] for t, s in stand_ins.items()}}, notes
 
 
 class _Run:
@@ -99,11 +144,11 @@ class _Run:
         rng: np.random.Generator,
         directions: int,
         wrt: list[Tensor] | None,
-        counted: Mapping[Any, Any] | None = None,
+        known: Mapping[Any, Any] | None = None,
     ) -> None:
         self.graph, self.sizes, self.rng, self.directions, self.wrt = graph, sizes, rng, directions, wrt
-        self.known = counted or {}  # kinds that were checked before, in the graph whose gradient this is
-        self.have: dict[Tensor, Any] = dict(leaves)
+        self.known = known or {}  # kinds that were checked before, in the graph whose gradient this is
+        self.have: Values = dict(leaves)
         self.entries: list[Entry] = []
         self.whole: list[Entry] = []
         self.notes: list[str] = []
@@ -114,46 +159,56 @@ class _Run:
 
     def check(self, stages: tuple[str, ...]) -> None:
         self.have = compute_all(self.graph.nodes, self.have, self.sizes)
+        self.check_repeatable()
         if not all(_finite(self.have[y]) for y in self.graph.outputs.values()):
             self.whole.append(locate(self.graph.nodes, self.have, "forward"))
             self.broken = True
+        if self.broken:
             return
         if "nodes" in stages:
             self.check_nodes()
         if "whole" in stages:
             self.check_whole()
 
+    def check_repeatable(self) -> None:
+        """A user's op must give the same twice."""
+        for t in self.graph.nodes:
+            if t.op.builtin or not t.inputs:
+                continue
+            with guarded():
+                again = compute(t, [self.have[x] for x in t.inputs], self.sizes, complex_numpy)
+            pairs = zip(*(y if isinstance(y, tuple) else (y,) for y in (self.have[t], again)), strict=True)
+            spread = max(distance([a], [b]) if _finite(a) and _finite(b) else 0.0 for a, b in pairs)
+            if spread > 0:
+                note = f"computed twice from the same inputs it differs by {spread:.1e} of the largest element"
+                self.entries.append(self._entry(t, Finding("", NONDETERMINISTIC, spread, note), 1, ()))
+                self.broken = True
+
     # -- nodes
     def check_nodes(self) -> None:
         """Each kind once: definitions are opened level by level, so that a rule is blamed where it stands."""
-        level = [(t, [self.have[x] for x in t.inputs], 1, (), [t]) for t in self.graph.nodes if t.inputs]
+        level: list[Any] = [[t, [self.have[x] for x in t.inputs], 1, (), [t]] for t in self.graph.nodes if t.inputs]
         while level:
             kinds: dict[Any, list[Any]] = {}
-            for t, args, count, inside, roots in level:
-                key = _kind(t, inside)
-                if key in kinds:
-                    kinds[key][2] += count
-                    kinds[key][4].extend(roots)
-                else:
-                    kinds[key] = [t, args, count, inside, list(roots)]
+            for item in level:
+                found = kinds.setdefault(_kind(item[0], item[3]), item)
+                if found is not item:
+                    found[2] += item[2]
+                    found[4] = found[4] + item[4]
             level = []
             for key, (t, args, count, inside, roots) in kinds.items():
                 if opens(t):
-                    level += [
-                        (s, have, count, (*inside, t.op.name), roots) for s, have in definition(t, args, self.sizes)
-                    ]
-                    continue
-                if key in self.known:
-                    continue
-                self._check_kind(key, t, args, count, inside, roots)
+                    inner = definition(t, args, self.sizes)
+                    level += [[s, have, count, (*inside, t.op.name), roots] for s, have in inner]
+                elif key not in self.known:
+                    self._check_kind(key, t, args, count, inside, roots)
 
     def _check_kind(
         self, key: Any, t: Tensor, args: list[Any], count: int, inside: tuple[str, ...], roots: list[Tensor]
     ) -> None:
-        if not any(x.specs is None and x.dtype.is_float for x in t.inputs):
+        if t.op.nodiff or not any(x.specs is None and x.dtype.is_float for x in t.inputs):
             return
-        site = Site(t, args, self.sizes)
-        findings = check_site(site, self.rng, self.directions)
+        findings = check_site(Site(t, args, self.sizes), self.rng, self.directions)
         if not findings:
             return
         bad = [f for f in findings if f.verdict not in (PASS, KINK)]
@@ -164,10 +219,10 @@ class _Run:
         worst = max(findings, key=lambda f: (f.verdict not in (PASS, KINK), f.verdict == KINK, f.residual))
         entry = self._entry(t, worst, count, inside)
         entry.inputs = {f.input: f.residual for f in findings}
-        wrongs = [f for f in bad if f is not worst]
         self._put(key, entry, roots)
-        for f in wrongs:
-            self._put((key, f.input), self._entry(t, f, count, inside), roots)
+        for f in bad:
+            if f is not worst:
+                self._put((key, f.input), self._entry(t, f, count, inside), roots)
 
     def _blame(self, t: Tensor, args: list[Any], inside: tuple[str, ...], count: int, roots: list[Tensor]) -> bool:
         """Whether a node of t's definition has a wrong rule, which is then reported in t's place."""
@@ -194,17 +249,18 @@ class _Run:
             self.residuals[r] = max(self.residuals.get(r, 0.0), entry.residual)
 
     def _entry(self, t: Tensor, f: Finding, count: int, inside: tuple[str, ...]) -> Entry:
+        types = f"{', '.join(x.type_text for x in t.inputs)} -> {t.type_text}"
+        name = f.input if f.verdict != PASS else ""
         return Entry(
-            f.verdict, t.op.name, f.residual, f.input if f.verdict != PASS else "", {}, f.note, t.scope.path, block(t), t.where,
-            f"{', '.join(x.type_text for x in t.inputs)} -> {t.type_text}", count, inside, t.scope.backward, f.method, t,
+            f.verdict, t.op.name, f.residual, name, {}, f.note, t.scope.path, block(t), t.where, types, count, inside,
+            t.scope.backward, f.method, t,
         )  # fmt: skip
 
     # -- the whole
     def check_whole(self) -> None:
         leaves = [t for t in self.graph.nodes if t.op.name in ("input", "param") and t.dtype.is_float]
-        whole = Whole(
-            self.graph, self.sizes, self.have, leaves if self.wrt is None else self.wrt, self.rng, self.directions
-        )
+        wanted = leaves if self.wrt is None else self.wrt
+        whole = Whole(self.graph, self.sizes, self.have, wanted, self.rng, self.directions)
         if not whole.outs:
             return
         try:
@@ -216,16 +272,16 @@ class _Run:
             self.add_whole(WRONG_VJP, np.inf, f"computing the gradient fails: {text}")
             return
         self.gradient = whole
-        if self.wrt is not None:
-            for t in self.wrt:
-                if t not in whole.grads:
-                    cut = "; ".join(autodiff._where_cut(whole.outs, t)) or "nothing leads from it to the result"
-                    self.add_whole(NO_PATH, np.inf, cut, t.label)
+        for t in self.wrt or ():
+            if t not in whole.grads:
+                cut = "; ".join(autodiff._where_cut(whole.outs, t)) or "nothing leads from it to the result"
+                self.add_whole(NO_PATH, np.inf, cut, t.label)
         if not all(map(_finite, whole.adjoints.values())):
-            values = compute_all(topological(whole.grads.values()), {**self.have, **whole.cotangents}, self.sizes)
-            self.whole.append(locate(topological(whole.grads.values()), values, "backward"))
+            order = topological(whole.grads.values())
+            values = compute_all(order, {**self.have, **whole.cotangents}, self.sizes)
+            self.whole.append(locate(order, values, "backward"))
             self.broken = True
-        elif residual <= EXACT:
+        elif residual <= whole.slack:
             self.add_whole(PASS, residual)
         elif not all(e.passed for e in self.entries):
             self.broken = True
@@ -256,29 +312,58 @@ class _Run:
         note = "" if edges else "all nodes are right, and every sum that was traced"
         self.add_whole(WRONG_SUM, residual, note or "follows from the sums above")
 
+    def check_loops(self, symbolic: Graph, unroller: Unroller) -> None:
+        """The gradient of the graph with repeated blocks, written out, must be that of the graph written out."""
+        whole = self.gradient
+        if whole is None or self.broken:
+            return
+        outs = [y for y in symbolic.outputs.values() if y.specs is None and y.dtype.is_float]
+        leaves = [t for t in symbolic.nodes if t.op.name in ("input", "param") and t.dtype.is_float]
+        found = autodiff.backward(outs, leaves, whole.gs)
+        backward = Unroller([*outs, *found.values()], RUNS)
+        backward.made.update(unroller.made)
+        given = {**self.have, **whole.cotangents}
+        for leaf, g in found.items():
+            try:
+                copies = backward.copies(g)
+            except KeyError:
+                self.notes.append(f"the gradient of {leaf.label} alone does not pass the repeated block whole")
+                continue
+            with guarded():
+                got = evaluate(copies, given, self.sizes, complex_numpy)
+            for one, a in zip(unroller.copies(leaf), got, strict=True):
+                true = whole.adjoints[whole.grads[one]] if one in whole.grads else np.zeros_like(a)
+                gap = norm(a - true) / max(norm(true), 1e-300) if norm(a - true) else 0.0
+                if gap > 1e-10:
+                    self.add_whole(WRONG_SUM, gap, "the sum over the runs of a repeated block is wrong", one.label)
+                    self.broken = True
 
-def _gradient_graph(run: _Run) -> tuple[Graph, dict[Tensor, Any]] | None:
-    whole = run.gradient
-    if whole is None or not whole.grads:
-        return None
-    second = Graph({f"∂{t.label}": g for t, g in whole.grads.items()}, name=f"gradient of {run.graph.name}")
-    return second, {t: a for t, a in {**run.have, **whole.cotangents}.items() if t.op.leaf}
+    def go_deeper(self, whole: Whole) -> None:
+        """The gradient checked as a graph of its own; kinds of nodes seen before are not checked again."""
+        second = Graph({f"∂{t.label}": g for t, g in whole.grads.items()}, name=f"gradient of {self.graph.name}")
+        leaves = {t: a for t, a in {**self.have, **whole.cotangents}.items() if t.op.leaf}
+        deeper = _Run(second, self.sizes, leaves, self.rng, self.directions, None, self.kinds)
+        deeper.check(STAGES)
+        for e in deeper.whole:
+            e.op = "whole gradient" if e.op == "whole graph" else e.op
+        self.whole += deeper.whole
+        self.entries += deeper.entries
+        self.residuals |= deeper.residuals
+        self.broken |= deeper.broken
 
 
 def _finite(a: Any) -> bool:
-    return (
-        all(map(_finite, a))
-        if isinstance(a, tuple)
-        else np.asarray(a).dtype.kind != "f" or bool(np.all(np.isfinite(a)))
-    )
+    if isinstance(a, tuple):
+        return all(map(_finite, a))
+    return np.asarray(a).dtype.kind != "f" or bool(np.all(np.isfinite(a)))
 
 
-_DIGITS = re.compile(r"(?<![^.])\d+(?![^.])")
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 def block(t: Tensor) -> str:
     """The layer with its numbers left out: `layers.*.attn`."""
-    return _DIGITS.sub("*", t.scope.path)
+    return _NUMBER.sub("*", t.scope.path)
 
 
 def _kind(t: Tensor, inside: tuple[str, ...]) -> Any:
@@ -289,13 +374,9 @@ def _kind(t: Tensor, inside: tuple[str, ...]) -> Any:
 
 
 def _plain(v: Any) -> Any:
-    return (
-        (v.shape, v.tobytes())
-        if isinstance(v, np.ndarray)
-        else tuple(map(_plain, v))
-        if type(v) is tuple
-        else (type(v), v)
-    )
+    if isinstance(v, np.ndarray):
+        return v.shape, v.tobytes()
+    return tuple(map(_plain, v)) if type(v) is tuple else (type(v), v)
 
 
 __all__ = ["STAGES", "check_grads"]

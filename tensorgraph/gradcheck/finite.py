@@ -80,21 +80,18 @@ def _state(a: Any) -> tuple[bool, bool]:
     return bool(np.isinf(a).any()), bool(np.isnan(a).any())
 
 
+def first_fault(order: Iterable[Tensor], have: Mapping[Tensor, Any]) -> Nonfinite | None:
+    """The first node of an order that makes something non-finite, given all values."""
+    return next((f for t in order if t in have and (f := _fault(t, have)) is not None), None)
+
+
 def locate(order: Iterable[Tensor], have: Mapping[Tensor, Any], phase: str) -> Entry:
     """The finding for values that are not finite, given all of them."""
-    for t in order:
-        if t in have and (found := _fault(t, have)) is not None:
-            names = ", ".join(found.inputs)
-            return Entry(
-                NONFINITE,
-                t.op.name,
-                np.inf,
-                names,
-                note=str(found),
-                layer=t.scope.path,
-                line=t.where,
-                backward=t.scope.backward,
-                node=t,
-                whole=True,
-            )
-    return Entry(NONFINITE, "whole graph", np.inf, note=f"a given value is not finite ({phase})", whole=True)
+    found = first_fault(order, have)
+    if found is None:
+        return Entry(NONFINITE, "whole graph", np.inf, note=f"a given value is not finite ({phase})", whole=True)
+    t = found.node
+    return Entry(
+        NONFINITE, t.op.name, np.inf, ", ".join(found.inputs), note=str(found), layer=t.scope.path, line=t.where,
+        backward=t.scope.backward, node=t, whole=True,
+    )  # fmt: skip

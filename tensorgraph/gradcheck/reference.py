@@ -72,6 +72,7 @@ def _ridders(fn: Function, args: list[Any], tangents: Sequence[Any], reach: floa
             down = fn([a if u is None else a - u * h for a, u in zip(args, tangents, strict=True)])
             return [np.asarray((p - m) / (2 * h)) for p, m in zip(up, down, strict=True)]
 
+    noise = _noise(fn, args, tangents)
     above: list[list[Any]] = []
     best, error = None, np.inf
     for k in range(rows):
@@ -79,13 +80,34 @@ def _ridders(fn: Function, args: list[Any], tangents: Sequence[Any], reach: floa
         for j in range(k):
             with np.errstate(all="ignore"):
                 row.append([r + (r - a) / (4.0 ** (j + 1) - 1) for r, a in zip(row[j], above[j], strict=True)])
-            e = max(distance(row[j + 1], row[j]), distance(row[j + 1], above[j]))
+            size = max((float(np.max(np.abs(r), initial=0.0)) for r in row[j + 1]), default=0.0)
+            e = max(
+                distance(row[j + 1], row[j]),
+                distance(row[j + 1], above[j]),
+                noise / (reach * 0.5**k * size) if size else 0.0,
+            )
             if e < error:
                 best, error = row[j + 1], e
         above = row
     if best is None:
         best = above[-1]
     return Slope([np.asarray(b, np.float64) for b in best], float(error), "Richardson")
+
+
+def _noise(fn: Function, args: list[Any], tangents: Sequence[Any], h: float = 1e-5) -> float:
+    """How unsteady fn's values are: its fourth differences over steps too small for a smooth function to have any.
+
+    The idea of ECnoise (More and Wild 2011); it finds, for instance, a result that was rounded to float32.
+    """
+    with guarded():
+        rows = [
+            fn([a if u is None else a + u * (k * h) for a, u in zip(args, tangents, strict=True)]) for k in range(7)
+        ]
+        worst = 0.0
+        for ys in zip(*rows, strict=True):
+            fourth = np.diff(np.stack([np.asarray(y) for y in ys]), 4, axis=0)
+            worst = max(worst, float(np.max(np.abs(fourth), initial=0.0)))
+    return worst / 70**0.5 if np.isfinite(worst) else 0.0
 
 
 def distance(a: Sequence[Any], b: Sequence[Any]) -> float:
@@ -101,12 +123,24 @@ def distance(a: Sequence[Any], b: Sequence[Any]) -> float:
     return worst
 
 
-def jvp(fn: Function, args: Sequence[Any], tangents: Sequence[Any]) -> Slope:
-    """J u by the sharpest way that works: complex step, else Richardson."""
+def jvp(fn: Function, args: Sequence[Any], tangents: Sequence[Any], trusted: bool = True) -> Slope:
+    """J u by the sharpest way that works: a complex step, else Richardson extrapolation.
+
+    A function that is not `trusted` to be analytic as written (np.abs, say, is not) needs both to agree.
+    """
+    if trusted:
+        try:
+            return complex_step(fn, args, tangents)
+        except NotComplex:
+            return richardson(fn, args, tangents)
+    rough = richardson(fn, args, tangents)
     try:
-        return complex_step(fn, args, tangents)
+        sharp = complex_step(fn, args, tangents)
     except NotComplex:
-        return richardson(fn, args, tangents)
+        return rough
+    size = max((norm(r) for r in rough.value), default=0.0)
+    gap = max((norm(s - r) for s, r in zip(sharp.value, rough.value, strict=True)), default=0.0)
+    return sharp if gap <= max(1e-6, 100 * rough.error) * size else rough
 
 
 def adjoint_residual(cotangent: Any, u: Any, cotangents: Sequence[Any], slope: Sequence[Any]) -> float:
@@ -139,7 +173,7 @@ def signed(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
     return rng.choice((-1.0, 1.0), shape) * rng.uniform(0.75, 1.25, shape)
 
 
-def remainder_order(fn: Callable[[float], float], slope: float, reach: float = 0.1, rows: int = 6) -> float | None:
+def remainder_order(fn: Callable[[float], float], slope: float, reach: float = 0.1, rows: int = 12) -> float | None:
     """The order p with which fn(h) - fn(0) - h·slope vanishes: 2 for a right slope, 1 for a wrong one (Taylor).
 
     None if the remainders are rounding from the start.

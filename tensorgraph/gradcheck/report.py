@@ -125,15 +125,18 @@ class Report:
         head = "gradients of {} are right" if self.passed else "gradients of {} are wrong"
         if not self.passed and not any(e.verdict in (WRONG_VJP, WRONG_SUM) for e in self.wrong):
             head = "gradients of {}: " + self.wrong[0].verdict
-        text = f"{head.format(self.name)}: worst residual {self.worst_residual:.1e}, {self.nodes} nodes in {len(self.entries)} kinds"
+        alike = (
+            f"{self.nodes} nodes in {len(self.entries)} kinds"
+            if self.nodes > len(self.entries)
+            else f"{self.nodes} nodes"
+        )
+        text = f"{head.format(self.name)}: worst residual {self.worst_residual:.1e}, {alike}"
         return f"{text}, {self.directions} directions, seed {self.seed}" + (f", {sizes}" if sizes else "")
 
     def rows(self, only_wrong: bool = False) -> list[Entry]:
         """Findings, worst first."""
-        rank = {
-            e: i
-            for i, e in enumerate((WRONG_VJP, WRONG_SUM, NONFINITE, NONDETERMINISTIC, NO_PATH, PRECISION, KINK, PASS))
-        }
+        worst_first = (WRONG_VJP, WRONG_SUM, NONFINITE, NONDETERMINISTIC, NO_PATH, PRECISION, KINK, PASS)
+        rank = {verdict: i for i, verdict in enumerate(worst_first)}
         found = sorted((*self.entries, *self.whole), key=lambda e: (rank[e.verdict], -e.residual))
         return [e for e in found if not e.passed] if only_wrong else found
 

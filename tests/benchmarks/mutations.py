@@ -2,9 +2,9 @@
 
     python tests/benchmarks/mutations.py
 
-prints JSON: `mutants`, `equivalent` (differ from the right rule by less than 1e-9 on five samples), `killed` (the report
-fails), `attributed` (it names exactly the mutated op and input), `survivors`, `misattributed`, by mutation and in total.
-The mutated op stands between others, in a graph of its own.
+prints JSON: `mutants`, `equivalent` (differ from the right rule by less than 1e-9 on five samples), `killed` (the
+report fails), `attributed` (it names exactly the mutated op and input), `survivors`, `misattributed`, by mutation and
+in total. The mutated op stands between others, in a graph of its own.
 """
 
 from __future__ import annotations
