@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from tensorgraph.dims import evaluate
-from tensorgraph.models import build, presets
+from tensorgraph.models import Decoder, build, presets
 
 # Published totals: preset, total, components.
 PUBLISHED = [
@@ -22,6 +22,12 @@ PUBLISHED = [
         {"attention": 3548160, "embedding": 11917824, "mlp": 7089408, "norm": 9984, "pooler": 147840},
     ),
 ]
+# Totals alone, as their authors or the checkpoints state them.
+TOTALS = {"bert-large": 335141888}
+
+
+def total_of(model) -> int:
+    return evaluate(model.total(), model.binding)
 
 
 @pytest.mark.parametrize("symbolic", [True, False])
@@ -32,4 +38,14 @@ def test_published_totals(preset, total, components, symbolic):
     for p in model.parameters():
         found[p.component or "other"] += evaluate(p.count, model.binding)
     assert (found.total(), dict(found)) == (total, components)
-    assert evaluate(model.total(), model.binding) == total
+    assert total_of(model) == total
+
+
+@pytest.mark.parametrize(("preset", "total"), TOTALS.items())
+def test_totals(preset, total):
+    assert total_of(build(preset)) == total
+
+
+def test_every_preset_is_counted():
+    others = {n for n in presets.names() if not isinstance(build(n, layers=1), Decoder)}
+    assert {p[0] for p in PUBLISHED} | TOTALS.keys() == others
