@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from . import architecture, bert, gpt2, llama, mini, presets
+from . import architecture, bert, gpt2, llama, mini, presets, vit
 from .architecture import Architecture
 from .decoder import Decoder
 from .pretrained import Net, from_pretrained
@@ -16,6 +16,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     **llama.ARCHITECTURES,
     **mini.ARCHITECTURES,
     **bert.ARCHITECTURES,
+    **vit.ARCHITECTURES,
 }
 build = architecture.builder(ARCHITECTURES)
 

@@ -21,6 +21,11 @@ PUBLISHED = [
         22713216,
         {"attention": 3548160, "embedding": 11917824, "mlp": 7089408, "norm": 9984, "pooler": 147840},
     ),
+    (
+        "vit-b-16",
+        86567656,
+        {"attention": 28348416, "embedding": 742656, "head": 769000, "mlp": 56669184, "norm": 38400},
+    ),
 ]
 # Totals alone, as their authors or the checkpoints state them.
 TOTALS = {"bert-large": 335141888}

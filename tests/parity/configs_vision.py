@@ -20,9 +20,9 @@ Array = np.ndarray[Any, Any]
 class Case:
     """A transformers class with keyword arguments of its config, and what it is called with.
 
-    `text`: how ids, masks and labels are drawn; `types`: the number of token types, 0: none given. `cotangents`: the
-    outputs that are differentiated, where there is no loss; `wrt`: float inputs to differentiate in; `flags`: inputs
-    that are true.
+    `text`: how ids, masks and labels are drawn; `types`: the number of token types, 0: none given. `images`: how many;
+    `classes`: what the labels of images are. `cotangents`: the outputs that are differentiated, where there is no loss;
+    `wrt`: float inputs to differentiate in; `flags`: inputs that are true.
     """
 
     cls: str
@@ -30,6 +30,8 @@ class Case:
     seed: int
     text: Batch | None = None
     types: int = 0
+    images: int = 0
+    classes: str = ""
     cotangents: tuple[str, ...] = ()
     wrt: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
@@ -81,6 +83,64 @@ ENCODERS: dict[str, Case] = {
     "masked-no-labels": masked(114, Batch(labels="none", positions="restart")),
 }
 
+# H = 6, k = 4, d = 24, f = 29; a grid of 3 x 3 patches of 5 x 5.
+VIT: dict[str, Any] = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "intermediate_size": 29,
+    "image_size": 15,
+    "patch_size": 5,
+}
+PIXELS = ("pixel_values",)
+
+
+def vit(seed: int, cotangents: tuple[str, ...] = POOLED, images: int = 3, **changes: Any) -> Case:
+    return Case("ViTModel", VIT | changes, seed, images=images, cotangents=cotangents, wrt=PIXELS)
+
+
+def classify(seed: int, classes: str = "ids", images: int = 7, **changes: Any) -> Case:
+    """`classes`: what the labels are: ids, numbers (one per image, or one per class) or bits."""
+    settings = {"num_labels": 11, **VIT, **changes}
+    return Case("ViTForImageClassification", settings, seed, images=images, classes=classes, wrt=PIXELS)
+
+
+VISION: dict[str, Case] = {
+    "vit": vit(120),
+    "vit-oblong": vit(121, image_size=[14, 21], patch_size=[7, 3], num_channels=2),
+    "vit-remainder": vit(122, image_size=17, patch_size=6, hidden_act="gelu_new", num_hidden_layers=3),
+    "vit-no-bias": vit(123, qkv_bias=False, layer_norm_eps=0.1, num_attention_heads=3),
+    "vit-pooler": vit(124, ("pooler_output",), pooler_output_size=13, pooler_act="relu"),
+    "vit-hidden-only": vit(125, HIDDEN, 1, num_attention_heads=1, image_size=5),
+    "classify": classify(130),
+    "classify-two": classify(131, num_labels=2, hidden_act="relu", image_size=[14, 21], patch_size=[7, 3]),
+    "classify-one-number": classify(132, "number", num_labels=1),
+    "classify-numbers": classify(133, "numbers", num_labels=5, problem_type="regression"),
+    "classify-bits": classify(134, "bits", num_labels=5, problem_type="multi_label_classification"),
+    "classify-some": classify(135, "some", qkv_bias=False, num_hidden_layers=1),
+}
+
+
+def labels_of(case: Case, rng: np.random.Generator) -> Array:
+    B, C = case.images, case.settings["num_labels"]
+    if case.classes in ("ids", "some"):
+        labels = rng.integers(0, C, B)
+        if case.classes == "some":
+            labels[1::2] = -100
+        return labels
+    numbers = rng.standard_normal((B,) if case.classes == "number" else (B, C))
+    return single(numbers > 0 if case.classes == "bits" else numbers)
+
+
+def single(x: Any) -> Array:
+    """As float64, rounded to what float32 holds exactly."""
+    return np.asarray(x).astype(np.float32).astype(np.float64)
+
+
+def image_shape(config: Mapping[str, Any]) -> tuple[int, ...]:
+    size = config["image_size"]
+    return (config.get("num_channels", 3), *(size if isinstance(size, list) else (size, size)))
+
 
 def arrays_of(case: Case) -> dict[str, Any]:
     """The inputs of a case: whole numbers int64, images float64; the arrays of one case are always the same."""
@@ -90,11 +150,15 @@ def arrays_of(case: Case) -> dict[str, Any]:
         out |= inputs(case.text, case.settings["vocab_size"], case.seed)
     if case.types:
         out["token_type_ids"] = rng.integers(0, case.types, out["input_ids"].shape)
+    if case.images:
+        config = case.settings.get("vision_config", case.settings)
+        out["pixel_values"] = single(rng.standard_normal((case.images, *image_shape(config))))
+    if case.classes:
+        out["labels"] = labels_of(case, rng)
     return out | dict.fromkeys(case.flags, True)
 
 
 def cotangents_of(case: Case, outputs: Mapping[str, Array]) -> dict[str, Array] | None:
     """A random array, that float32 holds exactly, for each output that the case differentiates."""
     rng = np.random.default_rng([case.seed, 97])
-    drawn = {n: rng.standard_normal(outputs[n].shape).astype(np.float32) for n in case.cotangents}
-    return {n: r.astype(np.float64) for n, r in drawn.items()} or None
+    return {n: single(rng.standard_normal(outputs[n].shape)) for n in case.cotangents} or None
