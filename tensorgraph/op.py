@@ -206,13 +206,16 @@ REGISTRY: dict[str, Op] = {}
 
 
 def _params(name: str, fn: Rule) -> Iterator[Param]:
+    """Tensor arguments are those annotated so (the class, its name, or `Tensor | None`), and those without annotation and default."""
     for p in inspect.signature(fn).parameters.values():
-        note = str(p.annotation).replace('"', "").replace("'", "")
-        tensor = note.split("[")[0].split(" ")[0].rpartition(".")[2] == "Tensor"
+        note = p.annotation.__name__ if isinstance(p.annotation, type) else str(p.annotation).replace('"', "").replace("'", "")
+        kinds = {k.strip().rpartition(".")[2] for k in note.replace("Optional[", "None |").rstrip("]").split("|")}
+        bare = p.annotation is p.empty and p.default is p.empty and p.kind is not p.KEYWORD_ONLY
+        tensor = "Tensor" in kinds or (bare and p.kind is not p.VAR_KEYWORD)
         if tensor and p.kind is p.VAR_POSITIONAL:
             yield Param(p.name, "variadic", None)
         elif tensor:
-            yield Param(p.name, "optional" if "None" in note else "input", None)
+            yield Param(p.name, "optional" if "None" in kinds else "input", None)
         elif p.kind is p.VAR_POSITIONAL or p.kind is p.VAR_KEYWORD:
             raise OpError("TG250", f"op {name}: parameter *{p.name} must be annotated Tensor")
         else:
