@@ -82,10 +82,24 @@ class Tokenizer:
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Ids of a text; `special` adds the bos or eos that the tokenizer asks for.
 
-        Special tokens written in the text become their ids. Raises DataError[TG580] for a lone surrogate.
+        Special tokens written in the text become their ids. Raises DataError: TG580 for a lone surrogate, TG582 for a
+        word that is not in a vocabulary of words.
         """
-        ids: list[int] = self.backend.encode(_unicode(text), add_special_tokens=special).ids
+        text = _unicode(text)
+        try:
+            ids: list[int] = self.backend.encode(text, add_special_tokens=special).ids
+        except Exception as e:  # the library raises nothing narrower
+            raise DataError("TG582", self._lacking(text, e)) from None
         return ids
+
+    def _lacking(self, text: str, error: Exception) -> str:
+        """What a tokenizer of words could not encode."""
+        vocab, split = self.backend.get_vocab(), self.backend.pre_tokenizer
+        words = [word for word, _ in split.pre_tokenize_str(text)] if split else []
+        unknown = next((word for word in words if word not in vocab), None)
+        if unknown is None:
+            return f"the tokenizer cannot encode the text: {error}"
+        return f"the vocabulary has no word {unknown!r}: it has {', '.join(sorted(vocab, key=lambda w: vocab[w])[:12])}"
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of ids; bytes that are no character become U+FFFD. Raises DataError[TG581] for an unknown id."""

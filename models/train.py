@@ -76,7 +76,7 @@ class Corpus(NamedTuple):
 
     @classmethod
     def of(cls, text: str, tokenizer: Tokenizer, held_out: float = 0.1) -> Corpus:
-        """Raises DataError[TG522] for a word that a tokenizer of words lacks, [TG523] for a text that is too short."""
+        """Raises DataError[TG523] for a text that is too short, and as `Tokenizer.encode`."""
         parts = [encode(tokenizer, part) for part in split_text(text, held_out)]
         if min(map(len, parts)) < 2:
             lengths = f"{len(parts[0])} tokens to train on, {len(parts[1])} held out"
@@ -110,19 +110,8 @@ class Corpus(NamedTuple):
 
 
 def encode(tokenizer: Tokenizer, text: str) -> Array:
-    """Ids of a text, int32 [n]. Raises DataError[TG522] for a word that a tokenizer of words lacks."""
-    try:
-        return np.array(tokenizer.encode(text, special=False), np.int32)
-    except DataError:
-        raise
-    except Exception as e:  # the library raises nothing narrower
-        vocab = tokenizer.backend.get_vocab()
-        words = (w for w, _ in tokenizer.backend.pre_tokenizer.pre_tokenize_str(text))
-        lacking = next((w for w in words if w not in vocab), None)
-        if lacking is None:
-            raise DataError("TG522", f"the tokenizer cannot read the text: {e}") from None
-        known = ", ".join(sorted(vocab, key=lambda w: vocab[w])[:12])
-        raise DataError("TG522", f"the vocabulary has no word {lacking!r}", notes=[f"it has {known}"]) from None
+    """Ids of a text, int32 [n]. Raises as `Tokenizer.encode`."""
+    return np.array(tokenizer.encode(text, special=False), np.int32)
 
 
 # ----------------------------------------------------------------------------------------------- a fresh model

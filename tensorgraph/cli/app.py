@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 PIPED_WIDTH = 160  # columns where the output is no terminal: tables are then read by programs, not folded
 
+TOUR = "weights, positions, attention, gradients, culprit, learning, shapes, symbols, pictures"
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -58,7 +60,13 @@ def options(version: Annotated[bool, typer.Option("--version", help="Print the v
 
 @app.command(epilog="Example: tensorgraph demo")
 def demo(
-    step: Annotated[str | None, typer.Argument(metavar="[STEP]", help="Only this step of the tour.")] = None,
+    step: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[STEP]",
+            help="Only this step: weights, positions, attention, gradients, culprit, learning, shapes, symbols, pictures.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the files that the tour writes.")] = Path("out/demo"),
 ) -> None:
     """The tour: one small model followed number by number, then a large one as symbols."""

@@ -70,7 +70,7 @@ def run(
     if not quiet:
         _announce(console, target, trainer, bigram, resumed)
     if out is not None:
-        _writable(out)
+        make_folder(out)
         tokenizer.save(out)
     interrupted = _loop(trainer, console, out, quiet)
     held = trainer.held_out()
@@ -181,7 +181,7 @@ def _loop(trainer: Trainer, console: Console, out: Path | None, quiet: bool) -> 
     return False
 
 
-def _writable(out: Path) -> None:
+def make_folder(out: Path) -> None:
     """Raise CheckpointError[TG807] now rather than after the training."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -228,4 +228,4 @@ def _conclude(
         )
 
 
-__all__ = ["run"]
+__all__ = ["make_folder", "run"]
