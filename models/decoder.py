@@ -113,7 +113,7 @@ class PositionTable(Embedding):
     """A learned row per position: the first T, or those asked for."""
 
     def forward(self, places: Tensor | None, T: Dim) -> Tensor:  # type: ignore[override]
-        return self.weight[:T] if places is None else super().forward(places)
+        return self.weight.__tensor__()[:T] if places is None else super().forward(places)
 
 
 class Decoder(Model):
