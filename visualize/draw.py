@@ -45,8 +45,8 @@ def draw(
     (gradients and what is saved for them), "seed" (a decoder as a chain of thirteen boxes). `values` colours nodes,
     parameters or names by a number, which `values_label` names. `shapes` labels edges. `links`: a URL template with
     {label}, {op}, {path}, {component}, or a table by label or path. `binding` turns formulas into numbers. A module
-    must offer `trace()`, as published models do. Raises GraphError: [TG388] a name in `values`, [TG389] too many
-    boxes, [TG390] what cannot be drawn, [TG391] an unknown level or block, [TG392] no decoder, at the level "seed".
+    must say what it is called with, as published models do. Raises GraphError: [TG388] a name in `values`, [TG389]
+    too many boxes, [TG390] what cannot be drawn, [TG391] an unknown level or block, [TG392] no decoder, at the level "seed".
     """
     if level not in LEVELS:
         raise GraphError("TG391", f"unknown level {level!r}", hint=f"one of: {', '.join(LEVELS)}")
@@ -90,6 +90,11 @@ def traced(what: Any) -> tuple[Graph, dict[str, int], str | None]:
         graph = made if isinstance(made, Graph) else Graph(made)
         name = getattr(what, "name", None) or (graph.name if graph.name != "graph" else type(what).__name__)
         return graph, {**bound, **(getattr(graph, "binding", None) or {})}, str(name)
+    inputs, outputs = getattr(what, "inputs", None), getattr(what, "outputs", None)
+    if isinstance(what, Module) and callable(inputs) and callable(outputs):
+        made = outputs(**inputs(getattr(what, "needs", ())))  # a published model says what it is called with
+        name = str(getattr(what, "config", {}).get("model_type") or type(what).__name__)
+        return Graph(made, name=name, aliases=getattr(what, "aliases", None)), bound, name
     if isinstance(what, Module):
         raise GraphError(
             "TG390",

@@ -362,9 +362,7 @@ def _from_graph(graph: Graph) -> tuple[list[Row], list[Row]]:
             bool(t.attrs.get("trained", True)), None, "", tuple(used.get(t, ())), 1, t.scope.times)
         for n, t in graph.params.items()
     ]  # fmt: skip
-    buffers = [
-        Row(_made_by(t), t.shape, 0, "buffer", t.dtype, False, None, "", tuple(w)) for t, w in tables.items()
-    ]
+    buffers = [Row(_made_by(t), t.shape, 0, "buffer", t.dtype, False, None, "", tuple(w)) for t, w in tables.items()]
     return rows, buffers
 
 

@@ -1,0 +1,520 @@
+"""Pictures and ledgers say what is in the graph: the seed's chart from a real model, every weight once."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import io
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import pytest
+from test_visualize import Geometry, overlap, touches
+
+import tensorgraph as tg
+from tensorgraph.errors import GraphError
+from tensorgraph.graph import Graph
+from tensorgraph.models import build
+from tensorgraph.visualize import LEVELS, SEED_LEGEND, Picture, View, draw, ledger
+from tensorgraph.visualize.project import Projection, human
+from tensorgraph.visualize.seed import STAGES, stages
+
+
+def traced(name: str, loss: bool = False, **changes: Any) -> tuple[Graph, Any]:
+    m = build(name, **changes)
+    out = m.outputs(**m.inputs(("input_ids", "labels") if loss else ("input_ids",)))
+    return Graph(out, name=name, aliases=m.aliases), m
+
+
+def picture(name: str, level: str = "flowchart", changes: dict[str, Any] | None = None, **options: Any) -> Picture:
+    graph, m = traced(name, **(changes or {}))
+    return draw(graph, level, binding=m.binding, **options)  # type: ignore[arg-type]
+
+
+def labels(view: View) -> list[str]:
+    return [b.label for b in view.boxes]
+
+
+# ------------------------------------------------------------------------------------------------- the seed
+# The seed's chart, box by box: what of Llama-3-70B's flowchart it holds. A, B and M are the pipeline around the graph.
+
+SEED = {
+    "A": "Input Text", "B": "Tokenizer", "C": "Token IDs", "D": "Embedding", "E": "Q,K,V Proj", "F": "Attn Scores",
+    "G": "Weighted Sum", "H": "FFN: W_up", "I": "Activation", "J": "FFN: W_down", "K": "→ ×80", "L": "Vocab Proj",
+    "M": "Output",
+}  # fmt: skip
+HOLDS = {
+    "D": {"embed"}, "E": {"attn_norm", "q", "k", "v", "RoPE"}, "F": {"scores", "softmax"}, "G": {"weighted sum"},
+    "H": {"out", "+", "mlp_norm", "gate", "up"}, "I": {"SiLU", "×"}, "J": {"down", "+"}, "L": {"norm", "head"},
+}  # fmt: skip
+HIGHLIGHTED = {"D", "E", "H", "J", "L"}
+LINKS = {
+    "A": "/llms/what-happens/", "B": "/llms/what-happens/tokens/", "C": "/llms/what-happens/tokens/",
+    "D": "/llms/what-happens/embeddings/", "M": "/llms/what-happens/embeddings/model-layers/final-vector-to-token/",
+    **dict.fromkeys("EFG", "/llms/what-happens/embeddings/model-layers/attention-deep-dive/"),
+    **dict.fromkeys("HJ", "/llms/what-happens/embeddings/model-layers/ffn-deep-dive/"),
+    "I": "/llms/what-happens/embeddings/layer-transforms/",
+    "L": "/llms/what-happens/embeddings/model-layers/final-vector-to-token/",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def llama() -> Projection:
+    graph, m = traced("llama-3-70b")
+    return Projection(graph, binding=m.binding)
+
+
+def boxed(seen: Projection) -> dict[Any, str]:
+    """The seed's box of every step, by the table above: by label, and the second residual goes with what it ends."""
+    out = {}
+    residuals = iter("HJ")
+    for step in seen.steps:
+        label = seen.labels[step]
+        out[step] = next(residuals) if label == "+" else next(box for box, own in HOLDS.items() if label in own)
+    return out
+
+
+def test_the_seeds_chart_is_the_real_models(llama: Projection) -> None:
+    box = boxed(llama)
+    assert {b: {llama.labels[s] for s in box if box[s] == b} for b in HOLDS} == HOLDS
+    assert {box[s] for s in box if s.weights} == HIGHLIGHTED
+    quotient = nx.DiGraph()
+    for flow in llama.parts.flows:
+        source = box.get(flow.source, "C")
+        if source != box[flow.target]:
+            quotient.add_edge(source, box[flow.target])
+    chain = ["C", *HOLDS]
+    reduced = nx.transitive_reduction(quotient)
+    assert sorted(reduced.edges) == sorted(itertools.pairwise(chain))
+    assert set(quotient.edges) - set(reduced.edges) == {  # what the seed leaves out:
+        ("E", "G"),  # the values pass the scores
+        ("D", "H"),  # the residual around attention
+        ("H", "J"),  # the residual around the feed-forward
+    }
+    (block,) = llama.blocks
+    assert block.times == "×80"
+    unnamed = {llama.labels[s] for s in llama.steps if s.weights} - {"embed", "q", "k", "v", "up", "down", "head"}
+    assert unnamed == {"attn_norm", "out", "mlp_norm", "gate", "norm"}  # weights that the seed does not name
+
+
+def test_the_stages_are_computed_as_the_table_says(llama: Projection) -> None:
+    found, times = stages(llama)
+    assert found == boxed(llama) and times == "80"
+    assert {s.letter: s.label.format(times=times) for s in STAGES} == SEED
+
+
+def test_the_drawn_seed_reads_like_the_seed() -> None:
+    drawn = picture("llama-3-70b", "seed", links=LINKS)
+    assert labels(drawn.view) == list(SEED.values())
+    assert [(e.source, e.target) for e in drawn.view.edges] == list(itertools.pairwise(SEED))
+    assert {b.id for b in drawn.view.boxes if b.role == "weight"} == HIGHLIGHTED
+    assert {b.id: b.link for b in drawn.view.boxes if b.link} == LINKS and "K" not in LINKS
+    assert drawn.view.legend == SEED_LEGEND == "Highlighted: every step that uses learned weight matrices"
+    text = drawn.mermaid
+    assert text.startswith("graph LR\n")
+    assert "classDef weight fill:#2d6a4f,stroke:#1b4332,color:#d8f3dc" in text
+    assert text.count(":::weight") == 5 and text.count(" --> ") == 12 and text.count("    click ") == 12
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-3.2-1b", "qwen3-0.6b"])
+def test_other_decoders_have_the_seeds_chart_too(name: str) -> None:
+    assert {b.id for b in picture(name, "seed").view.boxes if b.role == "weight"} == HIGHLIGHTED
+
+
+def test_what_is_no_decoder_has_no_seed_chart() -> None:
+    with pytest.raises(GraphError) as raised:
+        draw(tg.tanh(tg.input("x", (3,))), "seed")
+    assert str(raised.value) == (
+        "[TG392] the seed's chart shows a decoder: one repeated block of attention and feed-forward; "
+        '0 repeated blocks hold attention\n  hint: level="flowchart" draws any graph'
+    )
+
+
+def test_the_order_of_steps_is_that_of_seed_004(llama: Projection) -> None:
+    """Tokens, embedding, then per layer: norm, Q/K/V, RoPE, attention, back, norm, FFN; final norm, projection."""
+    order = ["embed", "attn_norm", "q", "RoPE", "scores", "softmax", "weighted sum", "out", "mlp_norm", "up", "down"]
+    order += ["norm", "head"]
+    flow = nx.DiGraph([(f.source, f.target) for f in llama.parts.flows])
+    first = {llama.labels[s]: s for s in reversed(llama.steps)}
+    for before, after in itertools.pairwise(order):
+        assert nx.has_path(flow, first[before], first[after]), (before, after)
+
+
+# ------------------------------------------------------------------------------------------------- flowcharts
+
+
+def test_gpt2_folded() -> None:
+    assert (
+        picture("gpt2", title="GPT-2").text
+        == """\
+GPT-2
+
+  input_ids
+■ embed           (V, d)  38.6 M
+■ positions       (P, d)  786 k
+  +                                             ← embed, positions
+┌ Block ×12 · 7.09 M each · 85.1 M
+│   x
+│ ■ attn_norm     (d) ×2  1.54 k
+│ ■ qkv           (d, 3·d) + (3·d)  1.77 M
+│   scores        causal
+│   softmax
+│   weighted sum                                ← softmax, qkv
+│ ■ out           (d, d) + (d)  591 k
+│   +                                           ← x (residual), out
+│ ■ mlp_norm      (d) ×2  1.54 k
+│ ■ up            (d, 4·d) + (4·d)  2.36 M
+│   GELU
+│ ■ down          (4·d, d) + (d)  2.36 M
+│   +                                           ← + (residual), down
+└─
+■ norm            (d) ×2  1.54 k
+◇ head            (V, d)  tied = embed · 0 new  ← norm, embed (tied)
+  logits
+
+■ Highlighted: every step that uses learned weight matrices
+◇ tied: stored once
+"""
+    )
+
+
+FAMILIES = ["gpt2", "llama-3-8b", "llama-3.1-405b", "mistral-7b", "qwen2.5-0.5b", "qwen3-0.6b", "gemma-2b",
+            "gemma-2-9b", "gemma-3-1b", "phi-3-mini", "mini-268", "mini-11776"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_weight_is_in_one_box_and_every_value_flows(name: str) -> None:
+    graph, m = traced(name)
+    seen = Projection(graph, binding=m.binding)
+    lead = seen.folded.representative
+    first = {x for n in graph.nodes if n not in lead for x in n.inputs if x.op.style == "weight"}
+    assert {p for s in seen.steps for p in s.weights} == first
+    owned = [p for s in seen.steps for p in s.weights if seen.owners[p] is s]
+    assert len(owned) == len(set(owned)) == len(first)
+    flow = nx.DiGraph([(f.source, f.target) for f in seen.parts.flows])
+    (end,) = [s for s in seen.steps if not flow.out_degree(s)]
+    assert nx.ancestors(flow, end) | {end} == set(flow) and set(seen.steps) <= set(flow)
+    assert nx.is_directed_acyclic_graph(flow)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", ["gpt2", "llama-3-8b", "gemma-3-1b", "mini-268"])
+def test_every_level_draws_in_every_text_form(name: str, level: str) -> None:
+    if level in ("seed", "block") and name in ("gemma-3-1b", "mini-268") and (level, name) != ("block", "gemma-3-1b"):
+        with pytest.raises(GraphError, match=r"TG39[12]"):
+            picture(name, level)
+        return
+    drawn = picture(name, level)
+    for text in (drawn.text, drawn.mermaid, drawn.dot):
+        assert all(b.label.split()[0] in text for b in drawn.view.boxes)
+    ids = {b.id for b in drawn.view.boxes}
+    ends = {e for edge in drawn.view.edges for e in (edge.source, edge.target)}
+    assert ends == ids
+
+
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [("gpt2", "flowchart"), ("llama-3.1-405b", "flowchart"), ("llama-3.1-405b", "block"), ("gemma-3-1b", "flowchart"),
+     ("llama-3-70b", "seed"), ("gpt2", "ops"), ("llama-3-8b", "backward")],
+)  # fmt: skip
+def test_nothing_overlaps_in_real_pictures(name: str, level: str) -> None:
+    view = picture(name, level).view
+    drawn = Geometry(view, level == "block")
+    assert len(drawn.boxes) == len(view.boxes) and len(drawn.edges) == len(view.edges)
+    for (a, x), (b, y) in itertools.combinations(drawn.boxes.items(), 2):
+        assert not overlap(x, y), (a, b)
+    for tail, head, curve in drawn.edges:
+        assert touches(curve[0], drawn.boxes[tail], 2) and touches(curve[-1], drawn.boxes[head], 12), (tail, head)
+
+
+@pytest.mark.parametrize("level", ["flowchart", "block", "backward"])
+def test_mermaid_accepts_what_is_drawn(level: str) -> None:
+    """Oracle: merman's parser of Mermaid's grammar."""
+    merman = pytest.importorskip("merman")
+    drawn = picture("llama-3-8b", level)
+    parsed = merman.Merman().parse(drawn.mermaid)
+    text = json.dumps(parsed, default=str, ensure_ascii=False) if not isinstance(parsed, str) else parsed
+    assert all(b.label in text for b in drawn.view.boxes)
+
+
+def test_a_periodic_pattern_is_drawn_as_one() -> None:
+    assert [b.heading for b in picture("gemma-3-1b").view.blocks] == [
+        "(5 Block + 1 Block) ×4 · 161 M each · 644 M",
+        "Block, window 512 ×5 · 26.8 M each · 134 M",
+        "Block, no window · 26.8 M",
+        "Block ×2 · 26.8 M each · 53.7 M",
+    ]
+
+
+def test_a_symbolic_number_of_layers_and_no_binding() -> None:
+    graph, m = traced("llama-3-8b", layers=tg.dim("n"))
+    (block,) = draw(graph, binding=m.binding).view.blocks
+    assert block.heading == "Block ×n · 218 M each · 6.98 B"
+    (block,) = draw(graph).view.blocks
+    assert block.note == "2·G·d·k + 3·d·f + 2·d² + 2·d each · 2·G·d·k·n + 3·d·f·n + 2·d²·n + 2·d·n"
+    folded = picture("llama-3-8b").view
+    assert labels(draw(graph).view) == labels(folded)
+
+
+def test_frozen_and_trained_boxes() -> None:
+    m = build("gpt2")
+    m.freeze()
+    m.unfreeze("*.mlp.*")
+    view = draw(Graph(m.outputs(**m.inputs(["input_ids"])), aliases=m.aliases), binding=m.binding).view
+    assert {b.label for b in view.boxes if b.training == "trained"} == {"up", "down"}
+    assert view.title.endswith("124.4 M parameters, 56.67 M trained")
+
+
+def test_unfolded_every_layer_stands_for_itself() -> None:
+    view = picture("gpt2", changes={"layers": 3}, unfold=True).view
+    assert [b.heading for b in view.blocks] == [f"layers.{i} · 7.09 M" for i in range(3)]
+    assert labels(view).count("qkv") == 3
+
+
+def test_the_block_level_opens_one_layer_with_stubs() -> None:
+    view = picture("gpt2", "block").view
+    assert labels(view)[0] == "from +, or the layer before" and labels(view)[-1] == "to norm, or the layer after"
+    assert [b.title for b in view.blocks] == ["Block", "attn", "mlp"]
+    with pytest.raises(GraphError) as raised:
+        picture("gpt2", "block", block="Experts")
+    assert str(raised.value) == (
+        "[TG391] no block is called 'Experts'\n  blocks: Block, attn, mlp\n  hint: level=\"flowchart\" draws any graph"
+    )
+
+
+def test_backward_shows_what_is_saved_and_where_it_stops() -> None:
+    m = build("gpt2")
+    m.freeze("*wte*", "*wpe*", "*.h.*")
+    out = m.outputs(**m.inputs(["input_ids"]))
+    view = draw(Graph(out, aliases=m.aliases), "backward", binding=m.binding).view
+    by = {b.label: b for b in view.boxes}
+    assert [b.label for b in view.boxes if b.label.startswith("∂")] == ["∂ head", "∂ norm"]
+    assert "no gradient: frozen" in by["embed"].lines and "no gradient: frozen" in by["qkv"].lines
+    assert by["∂ head"].lines == ("for its input only: frozen",)
+    assert by["∂ norm"].lines == ("+ gradient of its weights",)
+    ids = {b.id: b.label for b in view.boxes}
+    kinds = {(ids[e.source], ids[e.target]): e.kind for e in view.edges}
+    assert kinds["∂ head", "∂ norm"] == "gradient" and kinds["+", "∂ norm"] == "control"
+
+
+class Shared(tg.Module):
+    """One weight, used by every layer."""
+
+    def __init__(self, w: tg.Parameter) -> None:
+        super().__init__()
+        self.w = w
+
+    def forward(self, x: tg.Tensor) -> tg.Tensor:
+        return tg.tanh(x @ self.w)
+
+
+class Stack(tg.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        w = tg.Parameter((4, 4))
+        self.layers = tg.ModuleList([Shared(w) for _ in range(12)])
+
+    def forward(self, x: tg.Tensor) -> tg.Tensor:
+        return self.layers(x)
+
+
+def test_a_shared_weight_is_stored_once() -> None:
+    (block,) = draw(Stack()(tg.input("x", (3, 4)))).view.blocks
+    assert block.heading == "Shared ×12 · 16, stored once, used 12 times"
+
+
+# ----------------------------------------------------------------------------------------------- any graph
+
+
+def example() -> tg.Tensor:
+    n = tg.dim("n")
+    x, w = tg.input("x", (n, 3)), tg.input("w", (3,))
+    return tg.tanh(x @ w).sum()
+
+
+def test_a_graph_without_modules_or_weights() -> None:
+    view = draw(example(), shapes=True).view
+    assert labels(view) == ["x", "w", "matmul", "tanh", "sum", "output"]
+    assert [e.label for e in view.edges] == ["n, 3", "3", "n", "n", "scalar"]
+    assert view.legend == ""
+
+
+def test_values_colour_boxes_and_the_largest_of_a_repeated_block_counts() -> None:
+    graph, m = traced("gpt2")
+    names = [n for n in graph.params if n.endswith("c_fc.weight")]
+    view = draw(graph, values={n: i for i, n in enumerate(names)}, values_label="gradient norm").view
+    assert [b.value for b in view.boxes if b.label == "up"] == [11.0]
+    assert [b.label for b in view.boxes if b.value is not None] == ["up"] and view.values_label == "gradient norm"
+    node = graph.outputs["logits"]
+    assert [b.label for b in draw(graph, values={node: 1.5}).view.boxes if b.value == 1.5] == ["head"]
+    with pytest.raises(GraphError) as raised:
+        draw(graph, values={"nothing": 1.0})
+    assert str(raised.value) == "[TG388] values: nothing in the graph is called 'nothing'"
+    assert m is not None
+
+
+def test_what_cannot_be_drawn_is_said() -> None:
+    class Plain(tg.Module):
+        pass
+
+    for what, text in (
+        (Plain(), "[TG390] Plain does not say what it is called with, so it cannot be drawn by itself\n"
+                  '  hint: draw what it returns: tg.draw(model(tg.input("x", ...)))'),
+        (3, "[TG390] a int is no graph\n  hint: a tensor, module, graph or loaded model is"),
+    ):  # fmt: skip
+        with pytest.raises(GraphError) as raised:
+            draw(what)
+        assert str(raised.value) == text
+    with pytest.raises(GraphError) as raised:
+        draw(example(), "all")  # type: ignore[arg-type]
+    assert str(raised.value) == ("[TG391] unknown level 'all'\n  hint: one of: seed, flowchart, block, ops, backward")
+
+
+def test_a_picture_that_helps_nobody_is_refused() -> None:
+    y, fns = tg.input("x", (3,)), itertools.cycle([tg.tanh, tg.exp, tg.sin])
+    for i in range(1600):
+        y = next(fns)(y) if i % 7 else y * float(i + 2)
+    with pytest.raises(GraphError) as raised:
+        draw(y, "ops", unfold=True)
+    assert str(raised.value) == (
+        "[TG389] this picture would have 1600 boxes, more than 1500\n"
+        "  hint: draw it folded, at a coarser level, or one block; force=True draws it all the same"
+    )
+    assert len(draw(y, "ops", unfold=True, force=True).view.boxes) == 1602
+
+
+def test_hostile_names_stay_text() -> None:
+    bad = '<script>alert(1)</script>"];\n%% javascript:'
+    w = tg.ops.leaf.param(bad.replace("\n", " "), (3, 3))
+    drawn = draw(Graph({bad: tg.tanh(tg.input(bad.replace("\n", " "), (2, 3)) @ w)}), links="javascript:alert(1)")
+    assert "<script" not in drawn.svg and "<script" not in drawn.mermaid and "javascript:alert" not in drawn.svg
+    tame = draw(tg.tanh(tg.input("a", (2, 3)) @ tg.ops.leaf.param("w", (3, 3))))
+    assert len(drawn.dot.splitlines()) == len(tame.dot.splitlines())
+
+
+def test_the_same_graph_gives_the_same_text_in_every_process() -> None:
+    code = (
+        "import tensorgraph as tg; from tensorgraph.models import build; m = build('gemma-3-1b');"
+        "p = tg.draw(m); q = tg.draw(m, 'backward'); print(p.dot, p.mermaid, p.text, q.dot)"
+    )
+    texts = set()
+    for seed in ("1", "2"):
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        texts.add(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True).stdout)
+    assert len(texts) == 1
+
+
+def test_counts_as_people_read_them() -> None:
+    assert [human(n) for n in (7, 768, 1_536, 38_597_376, 405_853_388_800)] == ["7", "768", "1.54 k", "38.6 M", "406 B"]
+
+
+# --------------------------------------------------------------------------------------------- the ledger
+
+
+def test_the_ledger_of_gpt2_as_json() -> None:
+    m = build("gpt2")
+    found = ledger(m, name="gpt2").to_json()
+    assert list(found) == ["model", "total", "trainable", "components", "tensors"]
+    assert (found["model"], found["total"], found["trainable"]) == ("gpt2", 124_439_808, 124_439_808)
+    assert found["components"] == {
+        "embedding": 39_383_808, "attention": 28_348_416, "mlp": 56_669_184, "norm": 38_400,
+    }  # fmt: skip
+    assert sum(t["count"] for t in found["tensors"]) == sum(found["components"].values()) == 124_439_808
+    assert found["tensors"][0] == {
+        "name": "transformer.wte.weight",
+        "shape": [50257, 768],
+        "symbolic_shape": ["V", "d"],
+        "count": 38_597_376,
+        "component": "embedding",
+    }
+    (tied,) = [t for t in found["tensors"] if "tied_to" in t]
+    assert (tied["name"], tied["tied_to"], tied["count"]) == ("lm_head.weight", "transformer.wte.weight", 0)
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if n != "gemma-3-1b"])
+def test_the_ledger_of_a_graph_is_that_of_its_module(name: str) -> None:
+    graph, m = traced(name)
+    a, b = ledger(m).to_json(), ledger(graph, m.binding).to_json()
+    assert (a["total"], a["trainable"], a["components"]) == (b["total"], b["trainable"], b["components"])
+    assert {t["name"] for t in a["tensors"] if "tied_to" not in t} == {t["name"] for t in b["tensors"]}
+
+
+def test_ledger_without_numbers_gives_formulas() -> None:
+    m = build("gpt2")
+    found = ledger(m)
+    symbolic = type(found)(found.model, found.rows, (), {}, found.aliases)
+    assert symbolic.number(symbolic.total) == "P·d + V·d + 144·d² + 158·d"
+    (row,) = [r for r in symbolic.folded() if r.name.endswith("c_fc.weight")]
+    assert (row.name, row.times, symbolic.sizes(row), row.reading) == (
+        "transformer.h.0…11.mlp.c_fc.weight", 12, "d, 4·d", "d → 4·d",
+    )  # fmt: skip
+    assert "48·d²" in symbolic.markdown and symbolic.to_json()["tensors"][0]["shape"] == ["V", "d"]
+
+
+def test_ledger_readings_say_which_way_a_matrix_is_stored() -> None:
+    rows = {r.name.rpartition("layers.0.")[2]: r for r in ledger(build("llama-3-8b")).rows}
+    assert rows["mlp.down_proj.weight"].reading == "f → d"
+    assert rows["self_attn.k_proj.weight"].reading == "d → G·k"
+
+
+def test_ledger_of_a_symbolic_number_of_layers() -> None:
+    m = build("llama-3-8b", layers=tg.dim("n"))
+    found = ledger(m)
+    assert found.to_json()["total"] == 8_030_261_248
+    assert "×n" in found.text
+
+
+def test_rotary_tables_are_buffers() -> None:
+    graph, m = traced("llama-3-8b")
+    found = ledger(graph, m.binding)
+    assert [(b.name, found.sizes(b), b.count) for b in found.buffers] == [("cos", "T, k/2", 0), ("sin", "T, k/2", 0)]
+
+
+class Cells(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+        assert tag in ("table", "caption", "thead", "tbody", "tfoot", "tr", "td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data.strip("\n")
+
+
+def test_every_table_form_says_the_same(tmp_path: Path) -> None:
+    found = ledger(build("gpt2"), name="gpt2")
+    header, rows, totals = found.table()
+    cells = Cells()
+    cells.feed(found.html)
+    assert cells.rows == [list(header), *map(list, rows), *map(list, totals)]
+    lines = found.markdown.splitlines()
+    assert len(lines) == 2 + len(rows) + len(totals) and {len(re.findall(r"(?<!\\)\|", x)) for x in lines} == {14}
+    parsed = list(csv.DictReader(io.StringIO(found.csv)))
+    assert sum(int(r["count"]) for r in parsed) == 124_439_808 and len(parsed) == len(found.rows)
+    body = [x for x in found.latex.splitlines() if x.endswith(r"\\")]
+    assert {len(re.findall(r"(?<!\\)&", x)) for x in body} == {5} and len(body) == 1 + len(rows) + len(totals)
+    for suffix in (".txt", ".md", ".html", ".tex", ".csv", ".json"):
+        assert found.save(tmp_path / f"x{suffix}").stat().st_size > 500
+    with pytest.raises(GraphError, match=r"TG386.*'\.pdf'"):
+        found.save(tmp_path / "x.pdf")
+
+
+def test_hostile_names_stay_cells_in_every_form() -> None:
+    bad = '=cmd|<b>&"$\\input{x}`'
+    found = ledger(Graph(tg.input("x", (2, 3)) @ tg.ops.leaf.param(bad, (3, 3))), name=bad)
+    assert "<b>" not in found.html and r"\input{" not in found.latex
+    assert next(csv.reader(io.StringIO(found.csv.split("\n", 1)[1])))[0] == "'" + bad
+    assert len(re.findall(r"(?<!\\)\|", found.markdown.splitlines()[2])) == 14
