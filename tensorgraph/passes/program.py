@@ -169,13 +169,26 @@ class _Lowering:
                 self._view(t)
             else:
                 self._kernel(t)
+        kept: list[Kernel] = []
         for name, t in self.outputs.items():
             v = self.value[t]
+            if v.root.kind == "leaf" and self._outlived(name, t):
+                out = self._new(t, "arena")
+                kept.append(Kernel(t, [v], [out], "copy", (None,)))
+                v = out
             program.outputs[name] = v
             if name in self.donate:
                 program.donated[name] = self.keys[self.donate[name]]
+        program.kernels[:0] = kept
         self._lifetimes()
         return program
+
+    def _outlived(self, name: str, t: Tensor) -> bool:
+        """Whether an output is the old value of a leaf that is overwritten, or a view of it: it is copied first."""
+        leaf = t
+        while leaf.op.view:
+            leaf = leaf.inputs[0]
+        return leaf in self.donate.values() and self.donate.get(name) is not t
 
     def _new(self, t: Tensor, kind: Kind, spec: tuple[Shape, DType] | None = None) -> Value:
         shape, dtype = spec or (t.shape, t.dtype)
