@@ -53,9 +53,10 @@ def compile(
         outputs, options = outputs.outputs, options._replace(name=outputs.name)
     tree, flat = _flatten(outputs)
     if capture:
-        graph = Graph(flat)
         patterns = [capture] if isinstance(capture, str) else list(capture)
-        captured = {t.path: t for p in patterns for t in graph.find(p)}
+        # what has no kernel of its own is inlined first, so that values inside it (attention's probs) are found too
+        opened = Graph(rewrite.inline(dict(flat), lambda t: t.op.forward_fn is not None))
+        captured = {t.path: t for p in patterns for t in opened.find(p)}
         flat.update({f"captured/{k}": t for k, t in captured.items()})
         tree = {"value": tree, "captured": {k: f"captured/{k}" for k in captured}}
     if update is not None:
