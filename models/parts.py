@@ -30,7 +30,7 @@ from tensorgraph.ops.elementwise import (
 from tensorgraph.ops.indexing import update_slice
 from tensorgraph.ops.leaf import arange, const, dimension, input
 from tensorgraph.ops.movement import concat, reshape, split, stack, swapaxes, unsqueeze
-from tensorgraph.ops.nn import ACTIVATIONS, attention, rope
+from tensorgraph.ops.nn import ACTIVATIONS, attention, linear, rope
 from tensorgraph.ops.reduce import max
 from tensorgraph.tensor import Tensor, scope
 
@@ -88,10 +88,11 @@ class Context:
 
 
 class Attention(Module):
-    """Multi-head attention of x [B, T, d] on itself: H query heads share G key/value heads of size k.
+    """Multi-head attention of x [B, T, d], on itself or on a source [B, S, s]: H query heads share G key/value heads.
 
-    `fused`: q, k and v are one weight. `norm`: makes a norm of the head size for q and k, applied before rotation.
-    `rope`: which rotation of the context to use. `window`, `softcap`, `scale`: as in the attention op.
+    `fused`: q, k and v are one weight. `norm`: makes a norm of the head size k for q and k, applied before rotation.
+    `rope`: which rotation of the context to use. `window`, `softcap`, `scale`: as in the attention op. `source_size`: s,
+    if it is not d.
     Sources: Vaswani et al. 2017; Ainslie et al. 2023 (grouped queries).
     """
 
@@ -114,8 +115,10 @@ class Attention(Module):
         window: int | None = None,
         softcap: float | None = None,
         scale: float | None = None,
+        source_size: Dim | None = None,
     ) -> None:
         super().__init__()
+        s = d if source_size is None else source_size
         self.heads, self.head_dim, self.groups = H, k, H if G is None else G
         self.rope, self.causal, self.window, self.softcap, self.scale = rope, causal, window, softcap, scale
         q_size, kv_size = mul(H, k), mul(self.groups, k)
@@ -125,25 +128,36 @@ class Attention(Module):
             self.qkv = Linear(d, add(q_size, mul(2, kv_size)), bias, transposed=transposed)
         else:
             self.q = Linear(d, q_size, bias, transposed=transposed)
-            self.k = Linear(d, kv_size, bias, transposed=transposed)
-            self.v = Linear(d, kv_size, bias, transposed=transposed)
+            self.k = Linear(s, kv_size, bias, transposed=transposed)
+            self.v = Linear(s, kv_size, bias, transposed=transposed)
         self.q_norm = norm(k) if norm else None
         self.k_norm = norm(k) if norm else None
         self.out = Linear(q_size, d, out_bias, transposed=transposed)
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
-        q, k, v = split(self.qkv(x), self.parts, -1) if self.fused else (self.q(x), self.k(x), self.v(x))
+    def forward(self, x: Tensor, context: Context, source: Tensor | None = None) -> Tensor:
+        q, k, v = self._project(x, source)
         q, k, v = self._heads(q, self.heads), self._heads(k, self.groups), self._heads(v, self.groups)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:
             q, k = rotate(q, context.rope[self.rope]), rotate(k, context.rope[self.rope])
         offset = None
-        if context.cache is not None:
+        if context.cache is not None and source is None:
             k, v = context.cache.extend(key=k, value=v)
             offset = context.cache.position
         y = attention(q, k, v, context.mask, offset, self.scale, self.causal, self.window, self.softcap)
         return self.out(reshape(swapaxes(y, 1, 2), (*x.shape[:2], self.parts[0])))
+
+    def _project(self, x: Tensor, source: Tensor | None) -> tuple[Tensor, ...]:
+        if not self.fused:
+            s = x if source is None else source
+            return self.q(x), self.k(s), self.v(s)
+        if source is None:
+            return split(self.qkv(x), self.parts, -1)
+        weights = split(self.qkv.weight.__tensor__(), self.parts, -1 if self.qkv.transposed else 0)
+        biases = (None,) * 3 if self.qkv.bias is None else split(self.qkv.bias.__tensor__(), self.parts, 0)
+        rows = ((x, source, source), weights, biases)
+        return tuple(linear(a, w.T if self.qkv.transposed else w, b) for a, w, b in zip(*rows, strict=True))
 
     def _heads(self, x: Tensor, count: Dim) -> Tensor:
         return swapaxes(reshape(x, (*x.shape[:2], count, self.head_dim)), 1, 2)
