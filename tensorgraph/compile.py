@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +12,13 @@ import numpy as np
 
 from . import autodiff, dims, dtypes, interpret, xp
 from .backends import numpy as numpy_backend
-from .errors import BackendError, DataError, GraphError, StateError
+from .errors import BackendError, DataError, GradError, GraphError, StateError, TensorgraphError
 from .graph import Graph
 from .op import operand
 from .optim import Optimizer
 from .passes import memory, rewrite
 from .passes import program as programs
-from .tensor import Tensor, as_tensor
+from .tensor import Tensor, _hooks, as_tensor
 
 BACKENDS = ("auto", "numpy", "cupy")
 
@@ -52,6 +54,8 @@ def compile(
     if isinstance(outputs, Graph):
         outputs, options = outputs.outputs, options._replace(name=outputs.name)
     tree, flat = _flatten(outputs)
+    if not flat:
+        raise GraphError("TG313", "nothing to compile: there are no outputs")
     if capture:
         patterns = [capture] if isinstance(capture, str) else list(capture)
         # what has no kernel of its own is inlined first, so that values inside it (attention's probs) are found too
@@ -126,7 +130,7 @@ class Compiled:
         self.program = programs.lower(self.outputs, self.keys, self.donate)
         self.results = [n for n in self.program.outputs if n not in self.program.donated]
         self._bound: dict[tuple[Any, ...], Any] = {}
-        self._checked: tuple[Any, ...] | None = None
+        self._lock = threading.Lock()  # one arena per binding: calls take turns
         self._lowered: numpy_backend.Lowered | None = None
 
     def _passes(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -167,8 +171,7 @@ class Compiled:
     @property
     def lowered(self) -> numpy_backend.Lowered:
         if self._lowered is None:
-            check = self._check_finite if self.options.debug == "nonfinite" else None
-            self._lowered = numpy_backend.Lowered(self.program, self.options.name, check)
+            self._lowered = numpy_backend.Lowered(self.program, self.options.name)
         return self._lowered
 
     @property
@@ -195,7 +198,10 @@ class Compiled:
     def __call__(self, params: Mapping[str, Any] | None = None, /, **inputs: Any) -> Any:
         leaves = self.program.leaves
         P: dict[str, Any] = {}
-        for source in (params or {}), inputs:
+        if not (params is None or isinstance(params, Mapping)):
+            text = f"parameters come first, as a dict by name, not as {type(params).__name__}"
+            raise DataError("TG505", text, hint="inputs go by name: f(x=...)")
+        for source in params or {}, inputs:
             for key, a in source.items():
                 v = leaves.get(key)
                 if v is not None:
@@ -206,9 +212,20 @@ class Compiled:
                     )
         if len(P) < len(leaves) or any(n not in leaves and n not in self.graph.inputs for n in inputs):
             self._missing(P, inputs)
+        if self.program.donated:
+            self._need_own(P)
         results = self.run(P)
         donated = {out: P[leaf] for out, leaf in self.program.donated.items()}
         return _unflatten(self.tree, {**results, **donated})
+
+    def _need_own(self, P: Mapping[str, Any]) -> None:
+        """Raise DataError[TG506] if an array to be overwritten cannot be, or is given twice."""
+        for key in self.donate_keys:
+            if not P[key].flags.writeable:
+                raise DataError("TG506", f"{key} is overwritten in place, and the array given is read-only")
+            for other, a in P.items():
+                if other != key and np.may_share_memory(P[key], a):
+                    raise DataError("TG506", f"{key} is overwritten in place, and shares its memory with {other}")
 
     @property
     def donate_keys(self) -> set[str]:
@@ -239,6 +256,10 @@ class Compiled:
 
     def run(self, P: dict[str, Any]) -> dict[str, Any]:
         """Results by name, for arrays of the right dtypes by key. Donated arrays are overwritten."""
+        with self._lock:
+            return self._run(P)
+
+    def _run(self, P: dict[str, Any]) -> dict[str, Any]:
         shapes = tuple([a.shape for a in P.values()])
         key = (tuple(P), shapes)
         found = self._bound.get(key)
@@ -249,6 +270,8 @@ class Compiled:
         bound, binding, ranged = found
         if ranged:
             self.graph.check_data({n: P[self.keys[self.graph.inputs[n]]] for n in ranged}, binding, ranged)
+        if self.options.debug == "nonfinite":
+            self._need_finite(P, binding)
         if self.options.backend == "cupy":
             return self._run_cupy(P, binding)
         results = self.lowered.step(P, bound.v)
@@ -286,20 +309,20 @@ class Compiled:
                 out[name] = value.get()
         return out
 
-    def _check_finite(self, n: int, array: Any) -> None:
-        from .errors import GradError
+    def _need_finite(self, P: Mapping[str, Any], binding: Mapping[str, int]) -> None:
+        """Raise GradError[TG405] naming the first node that makes nan or inf, on the graph as it was written."""
+        from .gradcheck.finite import first_nonfinite  # what only a debugging call needs
 
-        k = self.program.kernels[n]
-        if array.dtype.kind != "f" or np.isfinite(array).all():
-            return
-        t = k.node
-        bad = "nan" if np.isnan(array).any() else "inf"
-        notes = [
-            f"input {i}: {v.node.path or v.node.op.name} {v.dtype.short}{dims.show_shape(v.shape)}"
-            for i, v in enumerate(k.inputs)
-        ]
-        raise GradError("TG405", f"{t.op.name} is the first to produce {bad}{', in the backward pass' if t.scope.backward else ''}",
-                        operands=[operand(t, "y")], notes=notes)  # fmt: skip
+        found = first_nonfinite(self.graph, {t: P[k] for t, k in self.keys.items() if k in P}, binding)
+        if found is not None:
+            t = found.node
+            side = ", in the backward pass" if t.scope.backward else ""
+            raise GradError(
+                "TG405",
+                f"{t.op.name} is the first to produce {found.value}{side}",
+                operands=[operand(t, "y")],
+                notes=[f"{name} in {given}" for name, given in found.inputs.items()],
+            )
 
 
 class MemoryReport(NamedTuple):
@@ -325,17 +348,20 @@ class MemoryReport(NamedTuple):
 
 def _coerce(name: str, a: Any, t: Tensor, donated: bool = False) -> Any:
     """An array of the leaf's dtype. Widths may differ, kinds may not: a float is no index. Raises DataError[TG503]."""
-    array = np.asarray(a)
+    try:
+        array = np.asarray(a)
+    except (TypeError, ValueError, TensorgraphError):
+        text = f"{name} is no array: a {type(a).__name__} that NumPy cannot read"
+        raise DataError("TG503", text, operands=[operand(t)]) from None
     if array.dtype == t.dtype.np:
         return array
     if donated:
         raise DataError(
             "TG503", f"{name} is overwritten in place and must be {t.dtype}, not {array.dtype}", operands=[operand(t)]
         )
-    try:
-        kind = dtypes.of_array(array).kind
-    except Exception:
-        raise DataError("TG503", f"{name} must be {t.dtype}, not {array.dtype}", operands=[operand(t)]) from None
+    kind = "f" if array.dtype == dtypes.bfloat16.np else {"u": "i"}.get(array.dtype.kind, array.dtype.kind)
+    if kind not in "bif":
+        raise DataError("TG503", f"{name} must be {t.dtype}, not {array.dtype}", operands=[operand(t)])
     if kind != t.dtype.kind and not (
         array.size == 0
         or (t.dtype.is_float and kind in "bi")
@@ -450,6 +476,10 @@ class Step:
         if params is None or isinstance(params, int):
             rng_seed = params if isinstance(params, int) else seed
             params = {n: _draw(n, rng_seed, p, values) for n, p in self.params.items()}
+        if not isinstance(params, Mapping):
+            raise StateError("TG603", f"init takes parameters as a dict by name, not a {type(params).__name__}")
+        if unknown := [n for n in params if n not in self.params]:
+            raise StateError("TG602", f"the step has no parameter called {', '.join(map(str, unknown[:4]))}")
         missing = [n for n in self.params if n not in params]
         if missing:
             raise StateError(
@@ -457,10 +487,8 @@ class Step:
             )
         arrays: dict[str, Any] = {}
         for n, p in self.params.items():
-            a = np.array(params[n], dtype=p.dtype.np, order="C")  # copied once into owned storage
-            if len(a.shape) != len(p.shape) or any(
-                type(d) is int and d != s for d, s in zip(p.shape, a.shape, strict=True)
-            ):
+            a = np.array(_coerce(n, params[n], p), order="C")  # copied once into owned storage
+            if _misfit(p, a.shape):
                 raise StateError(
                     "TG602", f"parameter {n} must have the shape {dims.show_shape(p.shape)}, not {list(a.shape)}"
                 )
@@ -479,7 +507,16 @@ class Step:
                 "TG602",
                 f"this is not the state of this step: {', '.join(odd[:4])} {'...' if len(odd) > 4 else ''}".rstrip(),
             )
-        return State({k: np.array(v, order="C") for k, v in arrays.items()}, self)
+        fresh: dict[str, Any] = {}
+        for k, t in {**{f"params/{n}": p for n, p in self.params.items()}, **self.slots}.items():
+            a = np.array(_coerce(k, arrays[k], t), order="C")
+            like = fresh.get("params/" + k.partition("/")[2]) if t.shape else None
+            fits = like is None or a.shape == like.shape
+            if not fits or _misfit(t, a.shape):
+                want = list(like.shape) if like is not None else dims.show_shape(t.shape)
+                raise StateError("TG602", f"{k} must have the shape {want}, not {list(a.shape)}")
+            fresh[k] = a
+        return State(fresh, self)
 
     def __call__(self, state: State, /, **inputs: Any) -> tuple[Any, State]:
         if not isinstance(state, State):
@@ -507,6 +544,10 @@ class Step:
         return _unflatten(self.tree, values), State(arrays, self)
 
 
+def _misfit(t: Tensor, shape: tuple[int, ...]) -> bool:
+    return len(shape) != len(t.shape) or any(type(d) is int and d != s for d, s in zip(t.shape, shape, strict=True))
+
+
 def _draw(name: str, seed: int, p: Tensor, binding: Mapping[str, int]) -> Any:
     """A plain initial value where no module says better: normal with deviation 0.02; zeros for biases, ones for norms."""
     import hashlib
@@ -527,10 +568,6 @@ def eval_tensor(y: Tensor, backend: str, arrays: Mapping[str, Any]) -> Any:
         f = _eval_cache[y] = compile(y, backend=backend)
     return f(None, **arrays)
 
-
-import weakref  # noqa: E402
-
-from .tensor import _hooks  # noqa: E402
 
 _eval_cache: weakref.WeakKeyDictionary[Tensor, Any] = weakref.WeakKeyDictionary()
 _hooks["eval"] = eval_tensor

@@ -17,7 +17,7 @@ import numpy as np
 from .. import dims, dtypes, interpret, xp
 from ..dims import Dim
 from ..dtypes import DType
-from ..passes.memory import Plan, plan
+from ..passes.memory import Plan, plan, refuse
 from ..passes.program import Kernel, Program, Value
 
 _serial = itertools.count()
@@ -28,8 +28,8 @@ CHUNK = 2000  # lines per function
 class Lowered:
     """A program as Python source, and the functions it defines."""
 
-    def __init__(self, program: Program, name: str = "graph", check: Callable[[int, Any], None] | None = None) -> None:
-        self.program, self.check = program, check
+    def __init__(self, program: Program, name: str = "graph") -> None:
+        self.program = program
         self.sizes: list[Dim] = []
         self._slot: dict[Dim, int] = {}
         self._records: dict[str, Any] = {}
@@ -44,7 +44,6 @@ class Lowered:
             "np": xp.numpy,
             "F": SimpleNamespace(**self._records),
             "D": SimpleNamespace(**dtypes.ALL),
-            "check": check,
         }
         exec(compile(self.source, self.filename, "exec"), space)  # law 9: the one exec, on generated text
         self.views: Callable[..., None] = space["views"]
@@ -127,11 +126,9 @@ class Lowered:
                 )
             elif v.kind == "view" and v.root.kind != "leaf":
                 self.views_lines.append(f"v.t{v.index} = {self._seen(v)}  # {self._note(v)}")
-        for n, k in enumerate(self.program.kernels):
+        for k in self.program.kernels:
             line = self._copy(k) if k.kind == "copy" else self._kernel(k)
             self.step_lines.append(f"{line:<{WIDTH}}  # {self._note(k.outputs[0], k)}")
-            if self.check:
-                self.step_lines += [f"check({n}, {self._ref(o)})" for o in k.outputs]
         p = self.program
         for name, key in p.donated.items():
             v = p.outputs[name]
@@ -205,6 +202,7 @@ class Bound:
     """A lowered program for one binding: its arena, its arrays and its tables."""
 
     def __init__(self, lowered: Lowered, binding: Mapping[str, int], memory: Plan) -> None:
+        refuse(memory)
         program = lowered.program
         self.memory = memory
         self.arena = np.empty(memory.arena + 64, np.uint8)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from .. import dims
+from ..errors import BackendError
 from ..tensor import Tensor
 from .program import Buffer, Program
 
@@ -60,6 +62,37 @@ def plan(program: Program, binding: Mapping[str, int]) -> Plan:
     live = [b for b in program.buffers if b.first <= peak_at <= b.last]
     named = sorted(((sizes[b.index], b.node) for b in live), key=lambda x: -x[0])
     return Plan(offsets, top, peak, peak_at, named)
+
+
+def available() -> int | None:
+    """Bytes that may still be allocated, by the system and by the control group of this process; None if unknown."""
+    found: list[int] = []
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    except (OSError, ValueError):
+        pass
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / f"memory.{n}").read_text(encoding="ascii").strip() for n in ("max", "current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        found += [int(limit) - int(used) + int(stat["inactive_file"])] if limit != "max" else []
+    except (OSError, ValueError, KeyError):
+        pass
+    return min(found, default=None)
+
+
+def refuse(memory: Plan) -> None:
+    """Raise BackendError[TG710] if an arena is larger than the memory there is, before any of it is allocated."""
+    free = available()
+    if free is not None and memory.arena > free:
+        rows = [f"{size / 1e9:10,.2f} GB  {t.op.name}  {t.path}  {t.where}".rstrip() for size, t in memory.live[:5]]
+        raise BackendError(
+            "TG710",
+            f"intermediate values need {memory.arena / 1e9:,.1f} GB, and {max(free, 0) / 1e9:,.1f} GB are free",
+            notes=["the largest alive at once:", *rows],
+            hint="smaller sizes, or a lower precision: graph.astype('float32')",
+        )
 
 
 def _free(gaps: list[tuple[int, int]], at: int, size: int) -> None:
