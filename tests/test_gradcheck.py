@@ -197,6 +197,22 @@ def test_user_op_without_a_rule():
     assert "twice has no gradient rule" in entry.note
 
 
+def test_the_readmes_example():
+    @tg.op(shape="n, n -> n")
+    def blend(x: tg.Tensor, y: tg.Tensor) -> tg.Tensor:
+        """x exp(y)."""
+
+    blend.forward(lambda xp, x, y: x * xp.exp(y))
+    blend.vjp(lambda g, out, x, y: (g * tg.exp(y), g * out * 1.01))  # 1 % too much for y
+
+    n = tg.dim("n")
+    x, y = tg.input("x", (n,)), tg.input("y", (n,))
+    report = tg.check_grads(tg.tanh(blend(x, y)).sum())
+    (entry,) = [e for e in report.entries if not e.passed]
+    assert (entry.op, entry.input, entry.note) == ("blend", "y", "it gives 1.01 times the derivative")
+    assert {t.op.name for t, r in report.values.items() if r > 1e-9} == {"blend"}
+
+
 def user_op(forward, vjp):
     @tg.op(shape="n -> n")
     def mine(x: tg.Tensor) -> tg.Tensor:
