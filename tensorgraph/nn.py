@@ -259,7 +259,7 @@ class Module:
 
 
 def match_name(pattern: str, path: str) -> tuple[list[str], str] | None:
-    """If `path` begins with `pattern`, in which each {} stands for a number: the numbers, and what follows."""
+    """If `path` begins with `pattern`: what stands for each {} (a number, or the `n` of a symbolic list), and what follows."""
     numbers: list[str] = []
     pieces = pattern.split("{}")
     if not path.startswith(pieces[0]):
@@ -268,6 +268,8 @@ def match_name(pattern: str, path: str) -> tuple[list[str], str] | None:
     for piece in pieces[1:]:
         end = at
         while end < len(path) and path[end].isdigit():
+            end += 1
+        if end == at and path.startswith("n" + piece, at):
             end += 1
         if end == at or not path.startswith(piece, end):
             return None
