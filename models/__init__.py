@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from . import architecture, bert, gpt2, llama, mini, presets, vit
+from . import architecture, bert, clip, gpt2, llama, mini, presets, siglip, vit
 from .architecture import Architecture
 from .decoder import Decoder
 from .pretrained import Net, from_pretrained
@@ -17,6 +17,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     **mini.ARCHITECTURES,
     **bert.ARCHITECTURES,
     **vit.ARCHITECTURES,
+    **clip.ARCHITECTURES,
+    **siglip.ARCHITECTURES,
 }
 build = architecture.builder(ARCHITECTURES)
 

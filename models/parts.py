@@ -91,8 +91,8 @@ class Attention(Module):
     """Multi-head attention of x [B, T, d], on itself or on a source [B, S, s]: H query heads share G key/value heads.
 
     `fused`: q, k and v are one weight. `norm`: makes a norm of the head size k for q and k, applied before rotation.
-    `rope`: which rotation of the context to use. `window`, `softcap`, `scale`: as in the attention op. `source_size`: s,
-    if it is not d.
+    `rope`: which rotation of the context to use. `window`, `softcap`, `scale`: as in the attention op. `source_size`:
+    s, if it is not d.
     Sources: Vaswani et al. 2017; Ainslie et al. 2023 (grouped queries).
     """
 

@@ -26,6 +26,7 @@ PUBLISHED = [
         86567656,
         {"attention": 28348416, "embedding": 742656, "head": 769000, "mlp": 56669184, "norm": 38400},
     ),
+    ("clip-vit-l-14-336", 427944193, {"other": 1, "text": 123650304, "vision": 304293888}),
 ]
 # Totals alone, as their authors or the checkpoints state them.
 TOTALS = {"bert-large": 335141888}

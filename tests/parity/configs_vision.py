@@ -120,6 +120,72 @@ VISION: dict[str, Case] = {
     "classify-some": classify(135, "some", qkv_bias=False, num_hidden_layers=1),
 }
 
+# Image: H = 6, k = 4, d = 24, f = 29, 3 x 3 patches. Text: H = 3, k = 5, d = 15, f = 22. Embeddings: 13.
+CLIP_VISION = VIT | {"num_hidden_layers": 3}
+CLIP_TEXT: dict[str, Any] = {
+    "vocab_size": 41,
+    "hidden_size": 15,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 22,
+    "max_position_embeddings": 19,
+    "eos_token_id": 39,
+}
+PAIRS = ("text_embeds", "image_embeds", "logits_per_image", "logits_per_text")
+
+
+def clip_vision(seed: int, cotangents: tuple[str, ...] = POOLED, **changes: Any) -> Case:
+    return Case("CLIPVisionModel", CLIP_VISION | changes, seed, images=4, cotangents=cotangents, wrt=PIXELS)
+
+
+def clip_text(seed: int, text: str = "plain", cotangents: tuple[str, ...] = POOLED, **changes: Any) -> Case:
+    return Case("CLIPTextModel", CLIP_TEXT | changes, seed, TEXT[text], cotangents=cotangents)
+
+
+def clip(
+    seed: int,
+    text: Mapping[str, Any] | None = None,
+    vision: Mapping[str, Any] | None = None,
+    batch: str = "plain",
+    images: int = 5,
+    cotangents: tuple[str, ...] = (),
+    **changes: Any,
+) -> Case:
+    settings = {"text_config": CLIP_TEXT | (text or {}), "vision_config": CLIP_VISION | (vision or {})}
+    flags = () if cotangents else ("return_loss",)
+    full = {"projection_dim": 13, **settings, **changes}
+    return Case("CLIPModel", full, seed, TEXT[batch], images=images, cotangents=cotangents, wrt=PIXELS, flags=flags)
+
+
+def siglip(seed: int, cotangents: tuple[str, ...] = POOLED, **changes: Any) -> Case:
+    return Case("SiglipVisionModel", CLIP_VISION | changes, seed, images=4, cotangents=cotangents, wrt=PIXELS)
+
+
+VISION |= {
+    "clip-vision": clip_vision(140),
+    "clip-vision-hidden-only": clip_vision(141, HIDDEN, hidden_act="gelu", num_channels=1),
+    "clip-vision-remainder": clip_vision(142, image_size=17, patch_size=6, layer_norm_eps=0.1, num_attention_heads=1),
+    "clip-text": clip_text(143),
+    "clip-text-right": clip_text(144, "right", eos_token_id=2),
+    "clip-text-left": clip_text(145, "left", hidden_act="gelu_pytorch_tanh", eos_token_id=3, layer_norm_eps=0.1),
+    "clip-text-spaced": clip_text(146, "spaced", ("pooler_output",), num_attention_heads=1),
+    "clip": clip(150),
+    "clip-right": clip(151, {"eos_token_id": 2, "hidden_act": "relu"}, {"num_hidden_layers": 1}, "right"),
+    "clip-holes": clip(152, {"num_hidden_layers": 3}, {"hidden_act": "gelu", "image_size": 20}, "holes"),
+    "clip-pairs": clip(153, images=3, batch="right", cotangents=PAIRS, projection_dim=9),
+    "clip-images-only": clip(154, images=2, cotangents=("image_embeds",)),
+    "clip-no-loss": clip(155, images=1, cotangents=("logits_per_image",)),
+    "siglip": siglip(160),
+    "siglip-hidden-only": siglip(161, HIDDEN, vision_use_head=False, num_channels=1),
+    "siglip-unused-head": siglip(162, HIDDEN, hidden_act="gelu"),
+    "siglip-remainder": siglip(163, image_size=17, patch_size=6, layer_norm_eps=0.1, num_attention_heads=3),
+    "siglip-pooled-only": siglip(164, ("pooler_output",), num_hidden_layers=1, num_attention_heads=1),
+}
+
+
+def vocabulary(settings: Mapping[str, Any]) -> int:
+    return int(settings.get("text_config", settings)["vocab_size"])
+
 
 def labels_of(case: Case, rng: np.random.Generator) -> Array:
     B, C = case.images, case.settings["num_labels"]
@@ -147,7 +213,7 @@ def arrays_of(case: Case) -> dict[str, Any]:
     rng = np.random.default_rng([case.seed, 98])
     out: dict[str, Any] = {}
     if case.text is not None:
-        out |= inputs(case.text, case.settings["vocab_size"], case.seed)
+        out |= inputs(case.text, vocabulary(case.settings), case.seed)
     if case.types:
         out["token_type_ids"] = rng.integers(0, case.types, out["input_ids"].shape)
     if case.images:

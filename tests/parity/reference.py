@@ -135,7 +135,7 @@ def redraw(model: Any, seed: int, dtype: str = "float32") -> None:
             drawn.add(id(tensor))
             module, _, leaf = name.rpartition(".")
             values = _draw(rng, owners[module], leaf, tuple(tensor.shape))
-            tensor.copy_(torch.from_numpy(values).to(DTYPES[dtype]).to(tensor.dtype))
+            tensor.copy_(torch.from_numpy(np.asarray(values)).to(DTYPES[dtype]).to(tensor.dtype))
 
 
 def _draw(rng: np.random.Generator, owner: nn.Module, leaf: str, shape: tuple[int, ...]) -> Array:
