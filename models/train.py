@@ -39,7 +39,7 @@ def read_text(source: str) -> str:
     Raises DataError[TG521] for a file that is not there or is no text.
     """
     path = Path(source)
-    if source == PYDOC and not path.exists():
+    if source == PYDOC and not path.is_file():
         from pydoc_data.topics import topics
 
         return "\n\n".join(topics[name] for name in sorted(topics))

@@ -88,7 +88,7 @@ def ticks(low: float, high: float, about: int = 6) -> list[float]:
     scale = 10.0 ** math.floor(math.log10(raw))
     step = next(m * scale for m in (1.0, 2.0, 5.0, 10.0) if m * scale >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, max(last, first + 1) + 1)]
 
 
 _BARS = "▁▂▃▄▅▆▇█"

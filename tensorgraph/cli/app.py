@@ -64,7 +64,7 @@ def demo(
         str | None,
         typer.Argument(
             metavar="[STEP]",
-            help="Only this step: weights, positions, attention, gradients, culprit, learning, shapes, symbols, pictures.",
+            help=f"Only one of its steps: {TOUR}.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the files that the tour writes.")] = Path("out/demo"),
@@ -165,10 +165,12 @@ def cost(
     d: Sizes = None,
     forward: Annotated[bool, typer.Option("--forward", help="Without the backward pass and the optimiser.")] = False,
     dtype: Annotated[str | None, typer.Option("--dtype", help="Of all floats, in place of the model's own.")] = None,
-    formulas: Annotated[bool, typer.Option("--formulas", help="Formulas, not numbers.")] = False,
+    formulas: Annotated[bool, typer.Option("--formulas", help="Formulas in all sizes.")] = False,
     as_json: Json = False,
 ) -> None:
-    """FLOPs, bytes and parameters of a training step, before anything runs; formulas where a size has no value."""
+    """FLOPs, bytes and parameters of a training step, before anything runs.
+
+    Numbers where -d gives B and T, else formulas in them."""
     from tensorgraph.cost import cost as cost_of
 
     from . import tables
@@ -177,9 +179,9 @@ def cost(
     target = open_target(model, d)
     graph = target.trace(gradients=not forward)
     target.check_sizes(graph.symbols)
+    if not formulas:
+        graph = graph.bind({n: v for n, v in target.binding.items() if n in graph.symbols})
     found = cost_of(graph, dtype=dtype, optimiser="none" if forward else "adamw")
-    if not formulas and set(graph.symbols) <= target.binding.keys():
-        found = found.bind({n: v for n, v in target.binding.items() if n in graph.symbols})
     if as_json:
         return print_json({"model": target.name, **found.to_dict()})
     screen = console()
@@ -290,3 +292,5 @@ def train(
     )
     if as_json:
         print_json(done)
+    if done["interrupted"]:
+        raise typer.Exit(130)

@@ -184,7 +184,7 @@ def _own(text: str, file: Path, attribute: str, given: dict[str, Dim], changes: 
     if not tensors or not all(isinstance(t, Tensor) for t in tensors):
         raise ModelError(
             "TG931",
-            f"{text} gives a {type(made).__name__}",
+            f"{text} gives no model, but an object of type {type(made).__name__}",
             hint="return a Module, a Tensor, several of them, or a Graph",
         )
     return Target(name, None, Graph(made, name=attribute), None, (), values, chosen)
@@ -204,7 +204,7 @@ def _call(text: str, file: Path, attribute: str) -> Any:
     found: Callable[[], Any] | None = getattr(module, attribute, None)
     if found is None:
         names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == name]
-        near = difflib.get_close_matches(attribute, names, 3) or names[:3]
+        near = difflib.get_close_matches(attribute, names, 3) or names[:6]
         hint = f"it has {', '.join(near)}" if near else None
         raise ModelError("TG930", f"{file} has nothing called {attribute!r}", hint=hint)
     return found() if callable(found) and not isinstance(found, (Module, Tensor)) else found

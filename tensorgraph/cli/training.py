@@ -16,7 +16,7 @@ from tensorgraph.io.files import fail, replacing
 from tensorgraph.models import from_pretrained
 from tensorgraph.models.pretrained import Net
 from tensorgraph.models.tokenizer import Tokenizer
-from tensorgraph.models.train import Corpus, Settings, Trainer, fresh, read_text
+from tensorgraph.models.train import Corpus, Settings, Trainer, fresh, read_text, split_text
 from tensorgraph.visualize.curve import curve
 
 from .target import Target
@@ -62,7 +62,9 @@ def run(
             hint=f"-d T={longest}",
         )
     corpus = Corpus.of(text, tokenizer)
-    binding = dict(net.model.binding) if net is not None else target.binding
+    binding = dict(net.model.binding) if net is not None else dict(target.binding)
+    if "V" in target.sizes:
+        binding.setdefault("V", tokenizer.vocab_size)
     params = net.state if net is not None else model.init(seed, binding)
     trainer = Trainer(model, params, corpus, settings, {k: v for k, v in binding.items() if k not in ("B", "T")})
     resumed = out is not None and not restart and trainer.resume(out)
@@ -100,7 +102,7 @@ def _net(target: Target, text: str, vocab: int, seed: int) -> tuple[Net | None, 
         )
     vocab = target.given.get("V", vocab)
     if target.config is None:
-        return None, Tokenizer.train_bpe([text], vocab)
+        return None, Tokenizer.train_bpe([split_text(text)[0]], vocab)
     if target.path is not None:
         net = from_pretrained(target.path)
         if net.state:
