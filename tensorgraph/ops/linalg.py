@@ -1,4 +1,4 @@
-"""Products: matmul, einsum."""
+"""Products: matmul, einsum, products of rows in groups."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, cast
 from .. import dims
 from ..dims import Dim, Shape
 from ..errors import OpError, ShapeError
-from ..op import Bad, S, broadcast_shapes, clash, floating, op, operand
+from ..op import Bad, DataRange, S, broadcast_shapes, clash, floating, ids, need_dtype, op, operand
 from ..tensor import Tensor
 from .movement import reshape, swapaxes
 
@@ -189,4 +189,116 @@ def _(g: Tensor, y: Tensor, *xs: Tensor, spec: str) -> Any:
     return tuple(out)
 
 
-__all__ = ["einsum", "matmul"]
+# --------------------------------------------------------------------------- rows in groups, sizes as data
+# Group e is rows sizes[0] + ... + sizes[e - 1] and the next sizes[e]; groups end where the rows do, and rows beyond the
+# last group belong to none. Source: the grouped products of Gale et al. 2022 (MegaBlocks).
+
+
+def _rows(sizes: Any, count: int) -> Any:
+    """(group, slice of its rows), for groups that have any."""
+    start = 0
+    for e, n in enumerate(sizes.real.tolist()):
+        stop = min(count, start + int(n))
+        if stop > start:
+            yield e, slice(start, stop)
+        start = stop
+
+
+def _wide(x: Any) -> Any:
+    """Half precision is multiplied in float32 and rounded once."""
+    return x.astype("float32") if x.dtype.itemsize == 2 else x
+
+
+def _grouped_flops(y: Tensor, x: Tensor, other: Tensor, sizes: Tensor) -> Dim:
+    return dims.mul(2, dims.mul(x.size, other.shape[-1]))
+
+
+def _grouped_matmul_shape(x: Tensor, w: Tensor, sizes: Tensor) -> Shape:
+    need_dtype("grouped_matmul", sizes, "i", "sizes")
+    if (x.ndim, w.ndim, sizes.ndim) != (2, 3, 1):
+        got = ", ".join(t.type_text for t in (x, w, sizes))
+        raise ShapeError("TG125", f"grouped_matmul: expected x [N, d], w [E, d, f], sizes [E]; got {got}")
+    if not dims.same(x.shape[1], w.shape[1]):
+        text = f"grouped_matmul: inner sizes differ: '{dims.show(x.shape[1])}' against '{dims.show(w.shape[1])}'"
+        hint = "w.T has the last two axes swapped" if dims.same(x.shape[1], w.shape[2]) else None
+        raise clash("TG125", text, (x, "x", 1), (w, "w", 1), hint=hint)
+    if not dims.same(w.shape[0], sizes.shape[0]):
+        raise clash("TG125", "grouped_matmul: one weight and one size per group", (w, "w", 0), (sizes, "sizes", 0))
+    return x.shape[0], w.shape[2]
+
+
+@builtin(
+    shape=_grouped_matmul_shape,
+    dtype=lambda x, w, sizes: floating("grouped_matmul")(x, w),
+    ranges=lambda x, w, sizes: [DataRange(2, 0, dims.add(x.shape[0], 1))],
+    flops=_grouped_flops,
+    samples=[
+        S("N d", "E d f", ids("E", "3")),
+        S("9 d", "4 d 2", ids("4", "4")),
+        Bad("N d", "E f d", ids("E", "3"), match="inner sizes differ"),
+        Bad("N d", "E d f", ids("F", "3"), match="one size per group"),
+        Bad("N d", "d f", ids("E", "3"), match="expected x"),
+        Bad("N d", "E d f", "E", match="must be integer"),
+    ],
+)
+def grouped_matmul(x: Tensor, w: Tensor, sizes: Tensor) -> Tensor:
+    """Rows of x [N, d], sorted by group, times the matrix of their group, w [E, d, f]: [N, f]. sizes [E] are data.
+
+    Rows beyond the last group give 0.
+    """
+
+
+@grouped_matmul.forward
+def _(xp: Any, x: Any, w: Any, sizes: Any) -> Any:
+    y = xp.zeros((x.shape[0], w.shape[2]), xp.result_type(x, w))
+    for e, rows in _rows(sizes, x.shape[0]):
+        y[rows] = xp.matmul(_wide(x[rows]), _wide(w[e]))
+    return y
+
+
+@grouped_matmul.vjp
+def _(g: Tensor, y: Tensor, x: Tensor, w: Tensor, sizes: Tensor) -> Any:
+    return lambda: grouped_matmul(g, w.T, sizes), lambda: grouped_outer(x, g, sizes), None
+
+
+def _grouped_outer_shape(x: Tensor, y: Tensor, sizes: Tensor) -> Shape:
+    need_dtype("grouped_outer", sizes, "i", "sizes")
+    if (x.ndim, y.ndim, sizes.ndim) != (2, 2, 1):
+        got = ", ".join(t.type_text for t in (x, y, sizes))
+        raise ShapeError("TG125", f"grouped_outer: expected x [N, d], y [N, f], sizes [E]; got {got}")
+    if not dims.same(x.shape[0], y.shape[0]):
+        raise clash("TG125", "grouped_outer: x and y must have the same rows", (x, "x", 0), (y, "y", 0))
+    return sizes.shape[0], x.shape[1], y.shape[1]
+
+
+@builtin(
+    shape=_grouped_outer_shape,
+    dtype=lambda x, y, sizes: floating("grouped_outer")(x, y),
+    ranges=lambda x, y, sizes: [DataRange(2, 0, dims.add(x.shape[0], 1))],
+    flops=_grouped_flops,
+    samples=[
+        S("N d", "N f", ids("E", "3")),
+        S("9 d", "9 2", ids("4", "4")),
+        Bad("N d", "M f", ids("E", "3"), match="the same rows"),
+        Bad("N d", "N f", ids("", "3"), match="expected x"),
+        Bad("N d", "N f", "E", match="must be integer"),
+    ],
+)
+def grouped_outer(x: Tensor, y: Tensor, sizes: Tensor) -> Tensor:
+    """xᵀ y of the rows of each group, x [N, d], y [N, f]: [E, d, f]; the gradient of `grouped_matmul` in its weight."""
+
+
+@grouped_outer.forward
+def _(xp: Any, x: Any, y: Any, sizes: Any) -> Any:
+    z = xp.zeros((sizes.shape[0], x.shape[1], y.shape[1]), xp.result_type(x, y))
+    for e, rows in _rows(sizes, x.shape[0]):
+        z[e] = xp.matmul(_wide(x[rows]).T, _wide(y[rows]))
+    return z
+
+
+@grouped_outer.vjp
+def _(g: Tensor, z: Tensor, x: Tensor, y: Tensor, sizes: Tensor) -> Any:
+    return lambda: grouped_matmul(y, g.T, sizes), lambda: grouped_matmul(x, g, sizes), None
+
+
+__all__ = ["einsum", "grouped_matmul", "grouped_outer", "matmul"]
