@@ -141,6 +141,7 @@ class Compiled:
             return t.op.forward_fn is not None and not (differentiated and t.op.recompute)
 
         steps: list[tuple[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]]] = [
+            ("settle", rewrite.settle),
             ("inline", lambda o: rewrite.inline(o, keep)),
             ("simplify", rewrite.simplify),
             ("cse", rewrite.cse),

@@ -15,7 +15,7 @@ from .dtypes import DType
 from .errors import DataError, GraphError, SizeError
 from .op import Obligation, operand
 from .ops.leaf import CONST, DIMENSION, const
-from .tensor import Loop, Tensor, make, topological
+from .tensor import Loop, Tensor, identities, make, topological
 
 VIEWS = ("reshape", "permute", "expand", "slice", "stop_gradient")
 
@@ -222,6 +222,7 @@ class Graph:
         if len(lines) == 2:
             lines = [f"{self.name}() {{"]
         body: list[tuple[str, str]] = []
+        own = identities(self.nodes)
         n = 0
         for t in self.nodes:
             if t in names:
@@ -238,7 +239,7 @@ class Graph:
             plain["absent"] = t.attrs.get("absent")
             args = [names[i] for i in t.inputs]
             args += [
-                f"{k}={self._attr(v)}"
+                f"{k}={self._attr(own[t] if k == 'identity' else v)}"
                 for k, v in t.attrs.items()
                 if not (t.op is CONST and k != "value") and (k not in plain or plain[k] is not v)
             ]
@@ -276,8 +277,9 @@ class Graph:
 
         g = nx.MultiDiGraph(name=self.name)
         index = {t: i for i, t in enumerate(self.nodes)}
+        own = identities(self.nodes)
         for t, i in index.items():
-            attrs = {k: self._attr(v) for k, v in t.attrs.items()}
+            attrs = {k: self._attr(own[t] if k == "identity" else v) for k, v in t.attrs.items()}
             shape = tuple(dims.show(d) for d in t.shape) if t.specs is None else ()
             g.add_node(
                 i,

@@ -12,7 +12,7 @@ from . import xp as namespaces
 from .autodiff import expanded
 from .dtypes import DType
 from .errors import BackendError, DataError
-from .tensor import Loop, Tensor, topological
+from .tensor import Loop, Tensor, identities, topological
 
 
 def bound(value: Any, binding: Mapping[str, int]) -> Any:
@@ -26,9 +26,16 @@ def shape_of(t: Tensor, binding: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(d if type(d) is int else dims.evaluate(d, binding) for d in t.shape)
 
 
-def compute(node: Tensor, args: Iterable[Any], binding: Mapping[str, int], xp: Any = namespaces.numpy) -> Any:
+def compute(
+    node: Tensor,
+    args: Iterable[Any],
+    binding: Mapping[str, int],
+    xp: Any = namespaces.numpy,
+    identity: tuple[str, int, int] | None = None,
+) -> Any:
     """One node's value from the values of its inputs: by its forward, or by its definition.
 
+    `identity`: what a random node is called within its graph (see `identities`).
     Raises BackendError[TG701] for a block repeated a symbolic number of times, [TG702] for an op without either.
     """
     op, args = node.op, list(args)
@@ -57,7 +64,10 @@ def compute(node: Tensor, args: Iterable[Any], binding: Mapping[str, int], xp: A
         values = evaluate(inner if several else [inner], dict(zip(node.inputs, args, strict=True)), binding, xp)
         return tuple(values) if several else values[0]
     full = args if not op.has_optional else node.args(args)
-    y = op.forward_fn(xp, *full, **{k: bound(v, binding) for k, v in node.kwargs.items()})
+    attrs = {k: bound(v, binding) for k, v in node.kwargs.items()}
+    if op.effect:
+        attrs["identity"] = identity or identities([node])[node]
+    y = op.forward_fn(xp, *full, **attrs)
     return tuple(xp.asarray(v) for v in y) if op.outputs else xp.asarray(y)
 
 
@@ -77,10 +87,11 @@ def evaluate(
     for y in outputs:
         uses[y] = uses.get(y, 0) + 1
     have = dict(values)
+    own = identities(order)
     for node in order:
         if node.op.leaf and node.op.name in ("input", "param"):
             raise DataError("TG501", f"no value given for {node.label}", notes=[f"{node.label}: {node.type_text}"])
-        have[node] = compute(node, [have[x] for x in node.inputs], binding, xp)
+        have[node] = compute(node, [have[x] for x in node.inputs], binding, xp, own.get(node))
         for x in node.inputs:
             uses[x] -= 1
             if not uses[x] and x not in values:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -33,9 +34,16 @@ class Loop:
 
 
 class Scope:
-    """One opening of a layer: its path (`layers.3.attn`), component, and whether it is the backward twin (∂)."""
+    """One opening of a layer: its path (`layers.3.attn`), component, and whether it is the backward twin (∂).
 
-    __slots__ = ("_ordinal", "_twin", "backward", "component", "kind", "loop", "name", "parent", "path", "times")
+    `key` is the path with the number of the call, where a layer is called again by the same caller: `drop#1`; `call`
+    is the number of the outermost call, unique in this process. Random and effectful ops are told apart by them.
+    """
+
+    __slots__ = (
+        "_calls", "_ordinal", "_twin", "backward", "call", "component", "key", "kind", "loop", "name", "parent", "path",
+        "times",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -56,6 +64,14 @@ class Scope:
         self.times: Dim = dims.mul(times, loop.count) if loop else times
         self._twin: Scope | None = None
         self._ordinal = 0
+        self._calls: dict[str, int] = {}
+        if parent is None or parent.parent is None:
+            self.key, self.call = self.path, next(_calls)
+        else:
+            again = parent._calls.get(name, 0)
+            parent._calls[name] = again + 1
+            own = f"{name}#{again}" if again else name
+            self.key, self.call = f"{parent.key}.{own}" if parent.key and own else parent.key or own, parent.call
 
     @property
     def twin(self) -> Scope:
@@ -63,22 +79,34 @@ class Scope:
         if self.backward:
             return self
         if self._twin is None:
-            t = Scope.__new__(Scope)
-            for slot in ("name", "parent", "kind", "path", "component", "loop", "times"):
-                setattr(t, slot, getattr(self, slot))
-            t.backward, t._twin, t._ordinal = True, None, 0
-            self._twin = t
+            self._twin = self.copy(self.times)
+            self._twin.backward = True
         return self._twin
 
-    def next_ordinal(self) -> int:
-        """The number of the next random or effectful node opened here."""
+    def copy(self, times: Dim) -> Scope:
+        """The same opening of the layer, counted `times` times."""
+        t = Scope.__new__(Scope)
+        for slot in ("name", "parent", "kind", "path", "component", "loop", "key", "call", "backward"):
+            setattr(t, slot, getattr(self, slot))
+        t.times, t._twin, t._ordinal, t._calls = times, None, 0, {}
+        return t
+
+    def next_identity(self) -> tuple[str, int, int]:
+        """What tells the next random or effectful node made here apart: layer, ordinal in it, outermost call.
+
+        Calls are numbered in the order of the process; `identities` counts them within one graph instead, so that a
+        model built again draws the same numbers. What is made outside any layer is a call of its own.
+        """
+        if self.parent is None:
+            return ("", 0, next(_calls))
         self._ordinal += 1
-        return self._ordinal - 1
+        return (("∂" if self.backward else "") + self.key, self._ordinal - 1, self.call)
 
     def __repr__(self) -> str:
         return f"<scope {'∂' if self.backward else ''}{self.path or '(top)'}>"
 
 
+_calls = itertools.count()
 ROOT = Scope("", None)
 _here: ContextVar[tuple[Scope, Loc | None]] = ContextVar("tensorgraph_scope", default=(ROOT, None))
 
@@ -520,11 +548,11 @@ def apply(self: Op, /, *args: Any, **kwargs: Any) -> Any:
                 values = [into_loop(v, where) for v in values]
                 break
     if self.effect:
-        attrs = {**attrs, "identity": (where.path, where.next_ordinal())}
+        attrs = {**attrs, "identity": where.next_identity()}
     return picks(make(self, tuple(values), attrs, where, loc))
 
 
-LOOP_OPS = frozenset({"enter", "exit", "each", "sum_each"})
+LOOP_OPS = frozenset({"enter", "exit", "each", "sum_each", "carried"})
 
 
 def into_loop(v: Tensor, where: Scope) -> Tensor:
@@ -655,6 +683,16 @@ def topological(outputs: Iterable[Tensor], stop: Container[Tensor] = ()) -> list
             else:
                 order.append(node)
     return order
+
+
+def identities(nodes: Iterable[Tensor]) -> dict[Tensor, tuple[str, int, int]]:
+    """The identities of a graph's random and effectful nodes with their outermost calls counted from 0, by layer."""
+    calls: dict[tuple[str, int], set[int]] = {}
+    own = {t: t.attrs["identity"] for t in nodes if t.op.effect}
+    for layer, ordinal, call in own.values():
+        calls.setdefault((layer, ordinal), set()).add(call)
+    rank = {k: {c: i for i, c in enumerate(sorted(cs))} for k, cs in calls.items()}
+    return {t: (layer, n, rank[layer, n][call]) for t, (layer, n, call) in own.items()}
 
 
 def rebuild(node: Tensor, inputs: tuple[Tensor, ...], attrs: dict[str, Any] | None = None) -> Tensor:

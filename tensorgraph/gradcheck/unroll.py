@@ -94,7 +94,8 @@ class Unroller:
             return Tensor(t.op, (), dict(t.attrs), t.shape, t.dtype, scope, t.loc, name)
         attrs = dict(t.attrs)
         if "identity" in attrs:
-            attrs["identity"] = (attrs["identity"][0] + "".join(f"[{i}]" for _, i in index), attrs["identity"][1])
+            layer, *rest = attrs["identity"]
+            attrs["identity"] = (layer + "".join(f"[{i}]" for _, i in index), *rest)
         new = make(t.op, tuple(inputs), attrs, scope, t.loc, (t.shape, t.dtype, t.specs))
         if name:
             new.label = name
@@ -107,9 +108,9 @@ class Unroller:
         key = (s, index)
         if key not in self.scopes:
             new = Scope.__new__(Scope)
-            for slot in ("name", "parent", "kind", "path", "component", "backward"):
+            for slot in ("name", "parent", "kind", "path", "component", "backward", "key", "call"):
                 setattr(new, slot, getattr(s, slot))
-            new.loop, new.times, new._twin, new._ordinal = None, 1, None, 0
+            new.loop, new.times, new._twin, new._ordinal, new._calls = None, 1, None, 0, {}
             self.scopes[key] = new
         return self.scopes[key]
 

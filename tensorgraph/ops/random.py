@@ -55,7 +55,7 @@ def uniform(seed: Tensor, shape: Any) -> Tensor:
 
 
 @uniform.forward
-def _(xp: Any, seed: Any, shape: Any, identity: Any = ("", 0)) -> Any:
+def _(xp: Any, seed: Any, shape: Any, identity: Any = ("", 0, 0)) -> Any:
     stream = int.from_bytes(hashlib.blake2b(repr(tuple(identity)).encode(), digest_size=8).digest(), "little")
     words = [int(w.real) for w in seed.reshape(-1)[:2]] + [0]
     n = 1

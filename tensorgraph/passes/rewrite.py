@@ -9,7 +9,7 @@ from .. import dims
 from ..autodiff import expanded
 from ..dims import Dim
 from ..op import REGISTRY
-from ..tensor import PICK, Tensor, _freeze, at, make, topological
+from ..tensor import PICK, Tensor, _freeze, at, identities, make, topological
 
 Outputs = dict[str, Tensor]
 Rule = Callable[[Tensor, tuple[Tensor, ...]], "Tensor | None"]
@@ -81,6 +81,19 @@ def cse(outputs: Outputs) -> Outputs:
         return found
 
     return transform(outputs, rule)
+
+
+def settle(outputs: Outputs) -> Outputs:
+    """Give random and effectful nodes the identities that they have in this graph, which all later passes keep."""
+    own = identities(topological(outputs.values()))
+
+    def rule(t: Tensor, inputs: tuple[Tensor, ...]) -> Tensor | None:
+        if t not in own or own[t] == t.attrs["identity"]:
+            return None
+        attrs = {**t.attrs, "identity": own[t]}
+        return again(make(t.op, t.inputs, attrs, t.scope, t.loc, (t.shape, t.dtype, t.specs)), inputs)
+
+    return transform(outputs, rule) if own else outputs
 
 
 # -------------------------------------------------------------------------------------------- simplify
