@@ -11,9 +11,9 @@ from .errors import GradError
 from .op import operand
 from .ops.elementwise import add
 from .ops.elementwise import cast as cast_
-from .ops.leaf import INPUT, const, full
+from .ops.leaf import INPUT, carried, const, enter, exit, full
 from .ops.movement import sum_to
-from .tensor import PICK, Tensor, as_tensor, at, make, picks, topological
+from .tensor import PICK, Scope, Tensor, as_tensor, at, make, picks, topological
 
 
 def grad(y: Tensor, wrt: Any, cotangent: Any = None, *, unused: str = "error") -> Any:
@@ -124,10 +124,11 @@ def backward(
     """
     ys, wanted = list(ys), set(wrt)
     order = topological(ys)
-    useful: set[Tensor] = set()  # nodes through which a gradient can reach something wanted
-    for node in order:
-        if node in wanted or (not node.op.nodiff and any(i in useful for i in node.inputs)):
-            useful.add(node)
+    useful = _useful(order, wanted)
+    hold = _carriers(order, useful)
+    if hold:
+        useful = _useful(order, wanted | hold)
+    carries: dict[Tensor, Tensor] = {}
     pending: dict[Tensor, list[Any]] = {}
     for y, c in zip(ys, cotangents, strict=True):
         pending.setdefault(y, []).append(c)
@@ -147,7 +148,9 @@ def backward(
                     done[node] = g
             if trace is not None:
                 trace.setdefault(node, Adjoint()).total = g
-            if not node.inputs:
+            if node in hold:
+                carries[node] = g
+            if not node.inputs or node in hold:
                 continue
             if node.op is PICK:
                 pending.setdefault(node.inputs[0], []).append((node.attrs["index"], g))
@@ -159,7 +162,56 @@ def backward(
                     pending.setdefault(x, []).append(part)
                     if trace is not None:
                         trace.setdefault(x, Adjoint()).uses.append((node, i, part))
+    for node, g in carries.items():
+        done = _hand_back(done, node, g)
     return done
+
+
+def _useful(order: list[Tensor], wanted: set[Tensor]) -> set[Tensor]:
+    """Nodes through which a gradient can reach something wanted."""
+    out: set[Tensor] = set()
+    for node in order:
+        if node in wanted or (not node.op.nodiff and any(i in out for i in node.inputs)):
+            out.add(node)
+    return out
+
+
+# A block repeated n times hands the gradient of what it carries from each run to the one before, also where nobody asks
+# for the gradient of the first value carried in: then n - 1 runs make it, and the gradients within depend on it.
+
+
+def _carriers(order: list[Tensor], useful: set[Tensor]) -> set[Tensor]:
+    """The `enter` nodes that no wanted gradient lies behind, of repeated blocks in which one lies."""
+    within = {t.attrs["loop"]: t.scope.backward for t in order if t.op is exit and t in useful}
+    return {
+        t for t in order
+        if t.op is enter and t not in useful and t.dtype.is_float and within.get(t.attrs["loop"]) == t.scope.backward
+    }  # fmt: skip
+
+
+def _hand_back(done: dict[Tensor, Tensor], node: Tensor, g: Tensor) -> dict[Tensor, Tensor]:
+    """`done`, its gradients from within the block tied to the carried one, whose own nodes count n - 1 times."""
+    loop = node.attrs["loop"]
+    kept = set(topological(done.values()))
+    scopes: dict[Scope, Scope] = {}
+    new: dict[Tensor, Tensor] = {}
+    for t in topological([g]):
+        if t in kept or not t.scope.backward or dims.same(t.scope.times, 1):
+            continue
+        if t.scope not in scopes:
+            times = dims.mul(dims.div(t.scope.times, loop.count), dims.sub(loop.count, 1))
+            scopes[t.scope] = t.scope.copy(times)
+        inputs = tuple([new.get(i, i) for i in t.inputs])
+        new[t] = make(t.op, inputs, t.attrs, scopes[t.scope], t.loc, (t.shape, t.dtype, t.specs))
+    with at(node.inputs[0].scope.twin, node.loc):
+        carry = exit(new.get(g, g), loop=loop)
+    inside = {t for t in topological(done.values()) if t.op is enter and t.attrs["loop"] is loop and t.scope.backward}
+    return {
+        x: make(carried, (y, carry), {}, y.scope, y.loc, (y.shape, y.dtype, None))
+        if inside & set(topological([y]))
+        else y
+        for x, y in done.items()
+    }
 
 
 def _collect_outputs(node: Tensor, parts: list[tuple[int, Tensor]]) -> tuple[Tensor | None, ...]:

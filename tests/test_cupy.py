@@ -9,6 +9,7 @@ import tensorgraph as tg
 from tensorgraph import interpret, testing
 from tensorgraph.gradcheck.sampling import small_sizes
 from tensorgraph.op import REGISTRY
+from tensorgraph.tensor import LOOP_OPS
 
 cupy = pytest.importorskip("cupy", reason="backend 'cupy' needs CuPy, which is not installed")
 
@@ -21,7 +22,7 @@ def gpu() -> bool:
 
 
 pytestmark = pytest.mark.skipif(not gpu(), reason="backend 'cupy' needs a GPU, and there is none")
-LOOPS = {"enter", "exit", "each", "sum_each"}
+LOOPS = LOOP_OPS
 SAMPLES = [
     pytest.param(op, s, dtype, id=f"{name}-{i}-{dtype}")
     for name, op in REGISTRY.items()

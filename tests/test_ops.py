@@ -20,10 +20,10 @@ from tensorgraph.gradcheck.sampling import small_sizes
 from tensorgraph.op import REGISTRY, broadcast_shapes
 from tensorgraph.ops.leaf import INPUT
 from tensorgraph.ops.random import philox
-from tensorgraph.tensor import ROOT, Tensor, picks, topological
+from tensorgraph.tensor import LOOP_OPS, ROOT, Tensor, picks, topological
 
 LEAVES = {"input", "param", "const", "dimension"}  # made by functions of their own, not by calling a record
-LOOPS = {"enter", "exit", "each", "sum_each"}  # frame a repeated block; tests of symbolic depth cover them
+LOOPS = LOOP_OPS  # frame a repeated block; tests of symbolic depth cover them
 NO_BAD_SAMPLE = {  # take any tensor of any dtype: there is no ill-formed call but a wrong number of arguments
     "neg", "abs", "sign", "square", "stop_gradient", "cast", "pick",
 }  # fmt: skip

@@ -162,6 +162,19 @@ def sum_each(v: Tensor, *, loop: Loop) -> Tensor:
     """The sum of a value over all runs of a repeated block."""
 
 
+@free(shape=lambda g, carry: g.shape, view="same", style="loop")
+def carried(g: Tensor, carry: Tensor) -> Tensor:
+    """A gradient within a repeated block, whose later runs hand `carry` to the earlier ones though nobody asks for it."""
+
+
+@carried.forward
+def _(xp: Any, g: Any, carry: Any) -> Any:
+    return g
+
+
+carried.vjp(lambda g, y, x, carry: (g, None))
+
+
 def _outside(x: Tensor) -> Scope:
     return x.scope.twin
 
@@ -191,7 +204,12 @@ def _(g: Tensor, y: Tensor, x: Tensor, loop: Loop) -> Any:
 
 
 def _into(v: Tensor, loop: Loop, where: Scope) -> Tensor:
-    with at(where):
+    """`each` stands in the scope of the loop that it enters, be it around other loops."""
+    s: Scope = where
+    while s.loop is not loop:
+        assert s.parent is not None
+        s = s.parent
+    with at(s.twin if where.backward else s):
         return each(v, loop=loop)
 
 
