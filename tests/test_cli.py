@@ -451,7 +451,9 @@ def test_ctrl_c_ends_a_training_in_order(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def tour(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("tour")
-    done = subprocess.run([*PYTHON, "demo", "--out", "out"], cwd=folder, capture_output=True, text=True, check=True)
+    env = {k: v for k, v in os.environ.items() if k != "COLUMNS"}  # pytest may set it: tables would be folded
+    command = [*PYTHON, "demo", "--out", "out"]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=True)
     assert done.stderr == ""
     return folder, done.stdout
 
