@@ -21,8 +21,9 @@ Names = tuple[tuple[str, str], ...]
 class Architecture:
     """One transformers class: how its config reads, and how its tensors are called in files.
 
-    `plan` reads the config and `model` is made of the plan. `names` maps attribute paths to published names; all those
-    in a file may begin with `prefix` or not; `buffers` are names to ignore.
+    `plan` reads the config and `model` is made of the plan. `names` maps attribute paths to published names
+    (or the plan has its own); all those in a file may begin with `prefix` or not; `buffers` are names to ignore. `others`:
+    beginnings of names as published, and as some versions of transformers write them instead.
     """
 
     model_type: str
@@ -33,6 +34,7 @@ class Architecture:
     buffers: tuple[str, ...] = ()
     synonyms: Mapping[str, str] = field(default_factory=dict)
     model: Callable[[Any], Model] = Decoder
+    others: tuple[tuple[str, str], ...] = ()
 
     def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config with synonyms resolved and defaults filled in."""
@@ -42,27 +44,38 @@ class Architecture:
             own[outer] = {**(own.get(outer) or {}), inner: own.pop(key)}
         return {**self.defaults, **own}
 
-    def names_in(self, tensors: Iterable[str]) -> Names:
-        """The name map for a file with these tensors: with or without the prefix, as they are."""
+    def names_in(self, names: Names, tensors: Iterable[str]) -> Names:
+        """The name map for a file with these tensors: with or without the prefix, and as other versions write."""
+        tensors = list(tensors)
+        for published, other in self.others:
+            known, also = (any(name.startswith(start) for name in tensors) for start in (published, other))
+            if also and not known:
+                names = tuple((ours, replaced(theirs, published, other)) for ours, theirs in names)
         wanted = any(name.startswith(self.prefix) for name in tensors)
-        if not self.prefix or wanted == any(theirs.startswith(self.prefix) for _, theirs in self.names):
-            return self.names
+        if not self.prefix or wanted == any(theirs.startswith(self.prefix) for _, theirs in names):
+            return names
         if wanted:
-            return tuple((ours, self.prefix + theirs) for ours, theirs in self.names)
-        return tuple((ours, theirs.removeprefix(self.prefix)) for ours, theirs in self.names)
+            return tuple((ours, self.prefix + theirs) for ours, theirs in names)
+        return tuple((ours, theirs.removeprefix(self.prefix)) for ours, theirs in names)
 
     def build(self, config: Mapping[str, Any], *, symbolic: bool = True, layers: Any = None) -> Model:
         """The model of a config. Raises ModelError[TG912] for an unknown setting, [TG913] for a malformed one."""
         settings = self.settings(config)
         sizes = Sizes(settings, symbolic, layers)
-        model = self.model(self.plan(settings, sizes))
-        model.names, model.config, model.binding, model.aliases = self.names, settings, sizes.binding, sizes.aliases
-        model.fields = sizes.fields
+        plan = self.plan(settings, sizes)
+        model = self.model(plan)
+        model.names, model.config = getattr(plan, "names", self.names), settings
+        model.binding, model.aliases, model.fields = sizes.binding, sizes.aliases, sizes.fields
         for _, m in model.modules():  # how `init` draws matrices and tables: the field that transformers reads, too
             for p in vars(m).values():
                 if isinstance(p, Parameter) and p.init == "normal":
                     p.std = float(settings.get("initializer_range", p.std))
         return model
+
+
+def replaced(name: str, start: str, other: str) -> str:
+    """The name with another beginning, if it begins with `start`."""
+    return other + name.removeprefix(start) if name.startswith(start) else name
 
 
 def find(config: Mapping[str, Any], table: Mapping[str, Architecture]) -> tuple[str, Architecture]:

@@ -16,7 +16,8 @@ from tensorgraph.ops.nn import cross_entropy, visible
 from tensorgraph.tensor import Tensor
 
 from .model import Model, Spec, ids
-from .parts import Attention, Cache, Context, FeedForward, norm_of, rotation, sinusoidal
+from .moe import MixtureOfExperts, Routing, balance_loss
+from .parts import Attention, Cache, Context, FeedForward, Routed, norm_of, rotation, sinusoidal
 
 FULL = "full_attention"
 SLIDING = "sliding_attention"
@@ -66,6 +67,7 @@ class Plan:
     tied: bool = False
     prefix: bool = False  # tokens of type 0 see each other in both directions
     padding: int | None = None  # the embedding's row that gets no gradient
+    experts: Routing | None = None  # in place of the feed-forward
 
     def layer_type(self, i: int) -> str:
         return self.layer_types[i] if self.layer_types else FULL
@@ -99,15 +101,20 @@ class Block(Module):
         )
         self.attn_post_norm = norm(p.d) if norm and p.post_norms else None
         self.mlp_norm = norm(p.d) if norm else None
-        self.mlp = FeedForward(
-            p.d, p.f, p.activation, gated=p.gated, bias=p.mlp_bias, fused=p.fused, transposed=p.transposed
-        )
+        self.mlp: FeedForward | MixtureOfExperts
+        if p.experts is not None and i >= p.experts.dense:
+            self.mlp = MixtureOfExperts(p.d, p.experts, p.activation, bias=p.mlp_bias)
+        else:
+            self.mlp = FeedForward(
+                p.d, p.f, p.activation, gated=p.gated, bias=p.mlp_bias, fused=p.fused, transposed=p.transposed
+            )
         self.mlp_post_norm = norm(p.d) if norm and p.post_norms else None
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         a = self.attn(x if self.attn_norm is None else self.attn_norm(x), context)
         x = x + (a if self.attn_post_norm is None else self.attn_post_norm(a))
-        h = self.mlp(x if self.mlp_norm is None else self.mlp_norm(x))
+        h = x if self.mlp_norm is None else self.mlp_norm(x)
+        h = self.mlp(h, context) if isinstance(self.mlp, MixtureOfExperts) else self.mlp(h)
         return x + (h if self.mlp_post_norm is None else self.mlp_post_norm(h))
 
 
@@ -127,6 +134,12 @@ class Decoder(Model):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         p = self.plan = plan
+        if p.experts is not None:
+            if type(p.n) is not int and (p.experts.dense or p.experts.reported):
+                what = "first ones without experts" if p.experts.dense else "a loss over all routers"
+                raise ModelError("TG914", f"a block that is repeated cannot have {what}", hint="build with a number")
+            if p.experts.balance is not None:
+                self.flags = ("output_router_logits",)
         self.embed = Embedding(p.V, p.d, padding=p.padding)
         self.embed.weight.trained = not p.frozen_embedding
         if p.positions == "learned":
@@ -145,11 +158,13 @@ class Decoder(Model):
         cache: Cache | None = None,
         token_type_ids: Tensor | None = None,
         merge: Callable[[Tensor, Tensor], Tensor] | None = None,
+        routed: list[Routed] | None = None,
     ) -> Tensor:
         """Logits [B, T, V]; with a cache, those of the last position alone [B, 1, V].
 
         `attention_mask` [B, T] is 0 at padding ([B, C] with a cache); `position_ids` [B, T] default to 0 .. T - 1.
         `token_type_ids` [B, T] is 0 in the prefix. `merge` makes of tokens and their vectors what the layers take.
+        `routed` is filled with what the routers of experts chose.
         """
         p, T = self.plan, input_ids.shape[1]
         counted = arange(size=T) if cache is None else arange(size=T) + cache.position
@@ -164,7 +179,7 @@ class Decoder(Model):
             x = x + self.positions(None if first else places, T)
         elif p.positions == "sinusoidal":
             x = x + sinusoidal(places, p.d, x.dtype)
-        context = Context(mask=key_mask(attention_mask), cache=cache)
+        context = Context(mask=key_mask(attention_mask), cache=cache, routed=routed)
         if p.prefix:
             context.mask = prefix_mask(T, context, token_type_ids)
         for kind in _rotations(p):
@@ -180,11 +195,22 @@ class Decoder(Model):
     def specs(self, names: tuple[str, ...]) -> dict[str, Spec]:
         return ids("input_ids", "attention_mask", "position_ids", "labels")
 
-    def outputs(self, labels: Tensor | None = None, **inputs: Any) -> dict[str, Tensor]:
-        """`logits`, and with `labels` [B, T] the `loss`, from tensors under transformers' names."""
+    def outputs(
+        self, labels: Tensor | None = None, output_router_logits: bool = False, **inputs: Any
+    ) -> dict[str, Tensor]:
+        """`logits`, and with `labels` [B, T] the `loss`, from tensors under transformers' names.
+
+        With `output_router_logits` the loss that balances experts, too: `aux_loss`, which `loss` then includes.
+        """
         self.assign_names()
-        logits = self(**inputs)
-        return {"logits": logits} if labels is None else {"loss": next_token_loss(logits, labels), "logits": logits}
+        r, routed = self.plan.experts, list[Routed]()
+        if r is None or not (r.reported or output_router_logits):
+            logits = self(**inputs)
+            return {"logits": logits} if labels is None else {"loss": next_token_loss(logits, labels), "logits": logits}
+        logits = self(**inputs, routed=routed)
+        aux = balance_loss(routed, r, inputs.get("attention_mask"))
+        out = {"aux_loss": aux, "logits": logits}
+        return out if labels is None else {"loss": next_token_loss(logits, labels) + aux * r.balance, **out}
 
 
 def _rotations(p: Plan) -> list[str]:

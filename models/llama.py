@@ -1,6 +1,7 @@
-"""Llama and the families that differ from it by flags: Mistral, Qwen2, Qwen3, Gemma 1 to 3, Phi-3.
+"""Llama and the families that differ from it by flags: Mistral, Mixtral, Qwen2, Qwen3, Gemma 1 to 3, Phi-3.
 
-All have rotary positions, RMSNorm before each branch and a gated feed-forward; the table at the end says the rest.
+All have rotary positions, RMSNorm before each branch and a gated feed-forward (Mixtral: experts); the table at the end
+says the rest.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from tensorgraph.errors import ModelError
 
 from .architecture import Architecture, builder
 from .decoder import FULL, SLIDING, Plan, Sizes, whole
+from .moe import Routing
 
 NAMES = (
     ("embed.", "model.embed_tokens."),
@@ -36,6 +38,13 @@ FOUR_NORMS = (
     ("layers.{}.attn_post_norm.", "model.layers.{}.post_attention_layernorm."),
     ("layers.{}.mlp_norm.", "model.layers.{}.pre_feedforward_layernorm."),
     ("layers.{}.mlp_post_norm.", "model.layers.{}.post_feedforward_layernorm."),
+    *NAMES,
+)
+EXPERTS = (
+    ("layers.{}.mlp.router.", "model.layers.{}.block_sparse_moe.gate."),
+    ("layers.{}.mlp.experts.gate", "model.layers.{}.block_sparse_moe.experts.{}.w1.weight"),
+    ("layers.{}.mlp.experts.down", "model.layers.{}.block_sparse_moe.experts.{}.w2.weight"),
+    ("layers.{}.mlp.experts.up", "model.layers.{}.block_sparse_moe.experts.{}.w3.weight"),
     *NAMES,
 )
 # Frequencies of the rotation that older files carry.
@@ -63,6 +72,15 @@ MISTRAL = LLAMA | {
     "num_key_value_heads": 8,
     "max_position_embeddings": 131072,
     "sliding_window": 4096,
+}
+MIXTRAL = MISTRAL | {
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "num_experts_per_tok": 2,
+    "num_local_experts": 8,
+    "output_router_logits": False,
+    "router_aux_loss_coef": 0.001,
 }
 QWEN = LLAMA | {
     "vocab_size": 151936,
@@ -141,14 +159,22 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return out
 
 
-def family(flags: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Callable[..., Plan]:
-    """A plan function: what all these families share, and the flags of one of them."""
+Parts = Callable[[Mapping[str, Any], Sizes], Mapping[str, Any]]
+
+
+def family(
+    flags: Callable[[Mapping[str, Any]], Mapping[str, Any]], parts: Parts | None = None, head_size: str = "head_dim"
+) -> Callable[..., Plan]:
+    """A plan function: what all these families share, and the flags of one of them.
+
+    `parts`: what has sizes of its own (experts); `head_size`: the field of the size that is rotated.
+    """
 
     def plan(config: Mapping[str, Any], size: Sizes) -> Plan:
         own = {"ropes": rope_parameters(config), **flags(config)}
         # The divisors of longrope are a list as long as half a head, so the head size is the number it has.
         literal = any(p["rope_type"] in ("longrope", "su") for p in own["ropes"].values())
-        d, H, k = size.heads("hidden_size", "num_attention_heads", "head_dim", literal=literal)
+        d, H, k = size.heads("hidden_size", "num_attention_heads", head_size, literal=literal)
         grouped = config["num_key_value_heads"] is not None
         V, padding = size("V", "vocab_size"), config["pad_token_id"]
         count = size.layers("num_hidden_layers")
@@ -178,6 +204,7 @@ def family(flags: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Callable[
                 "tied": bool(config["tie_word_embeddings"]),
                 "padding": padding % whole(config, "vocab_size") if padding is not None else None,
                 **own,
+                **(parts(config, size) if parts else {}),
             }
         )
 
@@ -253,18 +280,33 @@ def _phi3(c: Mapping[str, Any]) -> dict[str, Any]:
     return {**_all_sliding(c), "fused": True, "ropes": ropes, "renewed_after": renewed}
 
 
-def _architecture(model_type: str, defaults: dict[str, Any], flags: Any, names: Any = NAMES) -> Architecture:
-    return Architecture(model_type, defaults, family(flags), names, prefix="model.", buffers=BUFFERS)
+def _mixtral(c: Mapping[str, Any], size: Sizes) -> dict[str, Any]:
+    routing = Routing(
+        E=size("E", "num_local_experts"),
+        top_k=whole(c, "num_experts_per_tok"),
+        f=size("f", "intermediate_size"),
+        balance=float(c["router_aux_loss_coef"]),
+        reported=bool(c["output_router_logits"]),
+    )
+    return {"experts": routing}
+
+
+def architecture(
+    model_type: str, defaults: dict[str, Any], flags: Any, names: Any = NAMES, **more: Any
+) -> Architecture:
+    """A family by its flags; `more` as `family` takes it."""
+    return Architecture(model_type, defaults, family(flags, **more), names, prefix="model.", buffers=BUFFERS)
 
 
 ARCHITECTURES = {
-    "LlamaForCausalLM": _architecture("llama", LLAMA, _llama),
-    "MistralForCausalLM": _architecture("mistral", MISTRAL, _all_sliding),
-    "Qwen2ForCausalLM": _architecture("qwen2", QWEN, _qwen2),
-    "Qwen3ForCausalLM": _architecture("qwen3", QWEN | {"head_dim": 128}, _qwen3),
-    "GemmaForCausalLM": _architecture("gemma", GEMMA, _gemma),
-    "Gemma2ForCausalLM": _architecture("gemma2", GEMMA2, _gemma2, FOUR_NORMS),
-    "Gemma3ForCausalLM": _architecture("gemma3_text", GEMMA3, _gemma3, FOUR_NORMS),
-    "Phi3ForCausalLM": _architecture("phi3", PHI3, _phi3),
+    "LlamaForCausalLM": architecture("llama", LLAMA, _llama),
+    "MistralForCausalLM": architecture("mistral", MISTRAL, _all_sliding),
+    "MixtralForCausalLM": architecture("mixtral", MIXTRAL, _all_sliding, EXPERTS, parts=_mixtral),
+    "Qwen2ForCausalLM": architecture("qwen2", QWEN, _qwen2),
+    "Qwen3ForCausalLM": architecture("qwen3", QWEN | {"head_dim": 128}, _qwen3),
+    "GemmaForCausalLM": architecture("gemma", GEMMA, _gemma),
+    "Gemma2ForCausalLM": architecture("gemma2", GEMMA2, _gemma2, FOUR_NORMS),
+    "Gemma3ForCausalLM": architecture("gemma3_text", GEMMA3, _gemma3, FOUR_NORMS),
+    "Phi3ForCausalLM": architecture("phi3", PHI3, _phi3),
 }
 build = builder(ARCHITECTURES)

@@ -20,12 +20,13 @@ class Model(Module):
 
     `binding` holds the published value of each symbol, `aliases` what products are called in print (d = H·k),
     `config` the settings it was made from, `fields` the config's field of each size. Made by `build`.
-    `needs`: the inputs it cannot do without; `flags`: inputs that are true or absent; `learns`: what makes it return
-    a loss, () if it has none.
+    `needs`: the inputs it cannot do without; `usual`: those of its graph, if they are others; `flags`: inputs that are
+    true or absent; `learns`: what makes it return a loss, () if it has none.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
-    flags: ClassVar[tuple[str, ...]] = ()
+    usual: ClassVar[tuple[str, ...]] = ()
+    flags: tuple[str, ...] = ()
     learns: ClassVar[tuple[str, ...]] = ()
     plan: Any
     config: Mapping[str, Any]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from tensorgraph.dims import Dim, add, div, mul, same, sub
 from tensorgraph.dtypes import DType
@@ -75,13 +75,24 @@ class Cache:
         return tuple(out)
 
 
+class Routed(NamedTuple):
+    """How one layer routed its tokens: scores [N, E] of the experts, and those chosen [N, K]."""
+
+    scores: Tensor
+    chosen: Tensor
+
+
 @dataclass
 class Context:
-    """What all layers of one forward share: `mask` (bool [B, 1, 1, S], or None), `rope` by layer type, the cache."""
+    """What all layers of one forward share: `mask` (bool [B, 1, 1, S], or None), `rope` by layer type, the cache.
+
+    `routed` gathers what routers chose, if it is asked for.
+    """
 
     mask: Tensor | None = None
     rope: dict[str, Rotation] = field(default_factory=dict)
     cache: Cache | None = None
+    routed: list[Routed] | None = None
 
 
 # ----------------------------------------------------------------------------------------------- attention
@@ -354,4 +365,15 @@ SCALINGS: dict[str, Scaling] = {
     "longrope": _longrope,
 }
 
-__all__ = ["Attention", "Cache", "Context", "FeedForward", "choose", "norm_of", "rotate", "rotation", "sinusoidal"]
+__all__ = [
+    "Attention",
+    "Cache",
+    "Context",
+    "FeedForward",
+    "Routed",
+    "choose",
+    "norm_of",
+    "rotate",
+    "rotation",
+    "sinusoidal",
+]

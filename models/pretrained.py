@@ -12,18 +12,18 @@ import numpy as np
 
 from tensorgraph.autodiff import vjp
 from tensorgraph.compile import compile
-from tensorgraph.dims import evaluate, show_shape
+from tensorgraph.dims import Shape, evaluate, show_shape
 from tensorgraph.dtypes import dtype as to_dtype
 from tensorgraph.errors import CheckpointError, ModelError, StateError
 from tensorgraph.graph import Graph
 from tensorgraph.io import gguf as gguf_files
 from tensorgraph.io import safetensors
 from tensorgraph.io.files import Array, Entry, fail, open_map, replacing, show
-from tensorgraph.nn import Parameter, match_name
+from tensorgraph.nn import match_name
 from tensorgraph.ops.leaf import const, input
 from tensorgraph.tensor import Tensor
 
-from . import architecture, gguf, presets
+from . import architecture, gguf, presets, stacked
 from . import generate as generation
 from .architecture import Architecture
 from .model import Model
@@ -55,12 +55,22 @@ class Net:
         backend: str = "auto",
     ) -> None:
         self.model, self.config, self.tokenizer, self.backend = model, dict(config), tokenizer, backend
-        self.state: dict[str, Array] = state or {}
+        self.state = state or {}
         self.dtype = str(next(iter(model.parameters())).dtype)
         self._folder = folder
         self._published = names or model.names
         self._generation = {**config, **(defaults or {})}
         self._compiled: dict[Any, Any] = {}
+        self._stacks: stacked.Stacks | None = None
+
+    @property
+    def state(self) -> dict[str, Array]:
+        """The values by the names in the file; given by those of parameters (as a training step holds them), split."""
+        return self._state
+
+    @state.setter
+    def state(self, values: Mapping[str, Array]) -> None:
+        self._state = stacked.split(values)
 
     # -- calling
     def __call__(self, **inputs: Any) -> dict[str, Array]:
@@ -89,11 +99,11 @@ class Net:
         step = self.compiled(key, lambda: self._compile(self._gradients(names, tuple(given), wrt)))
         used = {k: v for k, v in arrays.items() if k in step.graph.inputs}  # an output need not depend on all inputs
         result = step(self.values(), **used, **{f"cotangent.{k}": v for k, v in given.items()})
-        return result["value"].item(), result["gradients"]
+        return result["value"].item(), stacked.split(result["gradients"])
 
     def trace(self, *names: str, gradients: bool = False) -> Graph:
         """The graph for a set of inputs (by default those that it needs), with its gradients if asked for."""
-        names = names or (*self.model.needs, *(self.model.learns if gradients else ()))
+        names = names or (*(self.model.usual or self.model.needs), *(self.model.learns if gradients else ()))
         outputs = self._gradients(names, (), ()) if gradients else self._outputs(names)
         flat = {**outputs.get("gradients", {}), **{k: v for k, v in outputs.items() if k != "gradients"}}
         return Graph(flat, name=self._name, aliases=self.model.aliases)
@@ -141,14 +151,19 @@ class Net:
         return str(self.model.config.get("model_type") or "model")
 
     def values(self) -> dict[str, Array]:
-        """The state. Raises StateError[TG610] if there is none."""
+        """The state by parameter: weights of experts, several tensors in the file, are one array here.
+
+        Raises StateError[TG610] if there is none.
+        """
         if not self.state:
             raise StateError(
                 "TG610",
                 f"this {self._name} model has no values",
                 hint="net.init(seed=0) draws them, from_pretrained(folder) loads them",
             )
-        return self.state
+        if self._stacks is None:
+            self._stacks = stacked.Stacks(self.model)
+        return self._stacks.join(self.state)
 
     def init(self, seed: int = 0) -> Net:
         """Draw fresh values. Returns self."""
@@ -203,7 +218,7 @@ class Net:
         Raises StateError[TG610] without values, CheckpointError[TG807] if the system refuses.
         """
         folder = Path(folder)
-        tensors = {self._published_name(name): array for name, array in self.values().items()}
+        tensors = stacked.split({self._published_name(name): array for name, array in self.values().items()})
         config = dict(self.config)
         for key in ("dtype", "torch_dtype"):
             if config.get(key, self.dtype) != self.dtype:
@@ -304,7 +319,7 @@ def _open_folder(folder: Path, dtype: Any, backend: str) -> Net:
     model, found = _model(config, dtype)
     tensors = safetensors.open_checkpoint(folder)
     buffers = (*found.buffers, *(b.removeprefix(found.prefix) for b in found.buffers))
-    model.names = found.names_in(tensors)
+    model.names = found.names_in(model.names, tensors)
     state = _load(model, tensors.entries, tensors.read, buffers, folder, dtype)
     tokenizer = Tokenizer.from_file(folder) if (folder / TOKENIZER).is_file() else None
     defaults = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
@@ -337,20 +352,24 @@ def _load(
     """The values of all parameters. Raises CheckpointError[TG820] listing all tensors that do not fit."""
     wanted = model.named_parameters()
     tied = {model.rename(path): name for name, paths in model.uses().items() for path in paths[1:]}
-    notes = [f"missing: {n} {_sizes(p, model)}" for n, p in wanted.items() if n not in entries]
+    names = {n: stacked.names_of(n, p, model.binding) for n, p in wanted.items()}
+    shapes = {n: wanted[own].shape[int(n != own) :] for own, several in names.items() for n in several}
+    notes = [f"missing: {n} {_sizes(shape, model)}" for n, shape in shapes.items() if n not in entries]
     for name, entry in entries.items():
-        if name in wanted:
-            p = wanted[name]
-            shape = tuple(evaluate(d, model.binding) for d in p.shape)
-            if entry.shape != shape:
-                notes.append(f"mis-shaped: {name} is {list(entry.shape)} in the file, the model has {_sizes(p, model)}")
+        if name in shapes:
+            if entry.shape != tuple(evaluate(d, model.binding) for d in shapes[name]):
+                has = _sizes(shapes[name], model)
+                notes.append(f"mis-shaped: {name} is {list(entry.shape)} in the file, the model has {has}")
         elif name not in tied and not any((m := match_name(b, name)) and not m[1] for b in buffers):
             notes.append(f"unexplained: {name} {list(entry.shape)}")
     if notes:
         count = "1 tensor does" if len(notes) == 1 else f"{len(notes)} tensors do"
         kind = model.config.get("model_type") or "model"
         raise fail("TG820", where, f"{count} not fit the {kind} model of the config", notes=sorted(notes))
-    state = {name: read(name, to_dtype(dtype)) for name in wanted}
+    state = {}
+    for own, several in names.items():
+        arrays = [read(name, to_dtype(dtype)) for name in several]
+        state[own] = arrays[0] if several == [own] else np.stack(arrays)
     for name, first in tied.items():
         if name in entries and not np.array_equal(read(name, to_dtype(dtype)), state[first]):
             text = f"{name} differs from {first}, to which the config ties it"
@@ -358,9 +377,8 @@ def _load(
     return state
 
 
-def _sizes(p: Parameter, model: Model) -> str:
-    symbols = show_shape(p.shape, model.aliases)
-    return f"{[evaluate(d, model.binding) for d in p.shape]} = {symbols}"
+def _sizes(shape: Shape, model: Model) -> str:
+    return f"{[evaluate(d, model.binding) for d in shape]} = {show_shape(shape, model.aliases)}"
 
 
 __all__ = ["Net", "from_pretrained"]

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from . import dtypes
 from .autodiff import expanded
-from .dims import Dim, canon, evaluate, mul, show, size
+from .dims import Dim, canon, div, evaluate, mul, show, size
 from .dims import binding as to_binding
 from .dtypes import DType
 from .errors import SizeError
@@ -35,7 +35,8 @@ class Flops:
 class Cost:
     """What a graph costs. Each entry is a size: an int, or a formula in the graph's symbols; `bind` makes ints.
 
-    `parameters`: total, trained, frozen, each array once; `components` sum to the total.
+    `parameters`: total, trained, frozen, each array once, and of experts those that one token uses; `components` sum to
+    the total.
     `backward` includes `recomputed`: forward values that the backward pass makes again instead of keeping them.
     `bytes`: weights, gradients, optimiser, activations (forward values that the backward pass reads), kv_cache.
     """
@@ -146,15 +147,28 @@ class Tally:
 # ------------------------------------------------------------------------------------------ parameters
 
 
+def active_size(p: Tensor) -> Dim | None:
+    """How many numbers of a parameter one token uses, all repetitions together; None: all."""
+    used = p.attrs.get("used")
+    return None if used is None else mul(div(mul(p.size, p.scope.times), p.shape[0]), used)
+
+
 def _parameters(graph: Graph) -> tuple[dict[str, Dim], dict[str, Dim]]:
-    total, trained, frozen = Tally(), Tally(), Tally()
+    total, trained, frozen, active = Tally(), Tally(), Tally(), Tally()
     components: dict[str, Tally] = {}
+    several = False
     for p in graph.params.values():
-        count = mul(p.size, p.scope.times)
+        if not p.attrs.get("counted", True):
+            continue
+        count, part = mul(p.size, p.scope.times), active_size(p)
         total.add(count)
+        active.add(count if part is None else part)
+        several = several or part is not None
         (trained if p.attrs.get("trained", True) else frozen).add(count)
         components.setdefault(p.attrs.get("component") or "other", Tally()).add(count)
     sums: dict[str, Dim] = {"total": total.total(), "trained": trained.total(), "frozen": frozen.total()}
+    if several:
+        sums["active per token"] = active.total()
     return sums, {name: t.total() for name, t in sorted(components.items())}
 
 
@@ -314,4 +328,4 @@ def _kept(graph: Graph) -> list[Tensor]:
     return list(found)
 
 
-__all__ = ["Cost", "Flops", "cost"]
+__all__ = ["Cost", "Flops", "active_size", "cost"]

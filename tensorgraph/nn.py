@@ -21,8 +21,11 @@ class Parameter:
     """A learned array. Sharing one object between modules ties the weight: it is stored, counted and trained once.
 
     shape: sizes; `init`: how `Module.init` draws it ("normal", "zeros", "ones", "uniform", or a function
-    (rng, shape) -> array); `std` of "normal"; `trained=False` freezes it.
+    (rng, shape) -> array); `std` of "normal"; `trained=False` freezes it. `used`: how many entries of the first axis
+    one token uses (None: all of them), for experts.
     """
+
+    counted = True
 
     def __init__(
         self,
@@ -34,7 +37,9 @@ class Parameter:
         trained: bool = True,
         component: str = "",
         reading: str = "",
+        used: Dim | None = None,
     ) -> None:
+        self.used = used
         self.shape: Shape = dims.shape(tuple(shape))
         self.dtype: DType = dtypes.dtype(dtype)
         self.init, self.std, self.trained, self.component, self.reading = init, std, trained, component, reading
@@ -51,7 +56,12 @@ class Parameter:
     @property
     def count(self) -> Dim:
         """How many numbers it adds to the model: size times repetitions."""
-        return dims.mul(self.size, self.times)
+        return dims.mul(self.size, self.times) if self.counted else 0
+
+    @property
+    def active(self) -> Dim:
+        """How many of them one token uses."""
+        return self.count if self.used is None else dims.mul(dims.div(self.count, self.shape[0]), self.used)
 
     def __tensor__(self) -> Tensor:
         """The graph's leaf for this parameter, made once."""
@@ -67,6 +77,10 @@ class Parameter:
             )
         self._leaf.label = self.name or "parameter"
         self._leaf.attrs["trained"], self._leaf.attrs["component"] = self.trained, self.component
+        if self.used is not None:
+            self._leaf.attrs["used"] = self.used
+        if not self.counted:
+            self._leaf.attrs["counted"] = False
         return self._leaf
 
     @property
@@ -80,6 +94,17 @@ class Parameter:
 
     def __repr__(self) -> str:
         return f"<Parameter {self.name} {self.dtype.short}{dims.show_shape(self.shape)}{'' if self.trained else ' frozen'}>"
+
+
+class Buffer(Parameter):
+    """An array that stands with the parameters in the state and in files, but is neither trained nor counted."""
+
+    counted = False
+
+    def __init__(
+        self, shape: Iterable[Any], dtype: Any = "float32", *, init: str | Callable[..., Any] = "zeros"
+    ) -> None:
+        super().__init__(shape, dtype, init=init, trained=False)
 
 
 def _forward_operator(name: str) -> Any:
@@ -221,7 +246,7 @@ class Module:
                 some = ", ".join(list(names)[:3])
                 raise GraphError("TG307", f"no parameter's name fits {pattern!r}", notes=[f"names are like {some}"])
             for p in hits:
-                p.trained = trained
+                p.trained = trained and p.counted
         return self
 
     def init(self, seed: int = 0, binding: Any = None, dtype: Any = None) -> dict[str, Any]:
@@ -242,6 +267,10 @@ class Module:
     def total(self, trained: bool | None = None) -> Dim:
         """The number of parameters, tied ones once; only the trained or the frozen ones on request."""
         return sum_sizes([p.count for p in self.parameters() if trained is None or p.trained == trained])
+
+    def active(self) -> Dim:
+        """The number of parameters that one token uses: of experts, those it is routed to."""
+        return sum_sizes([p.active for p in self.parameters()])
 
     def summary(self) -> str:
         """A line per parameter: name, shape, count; and the total."""
@@ -456,4 +485,4 @@ class RMSNorm(Module):
         return cast("Tensor", F.rms_norm(x, self.weight, self.eps, self.offset))
 
 
-__all__ = ["Embedding", "LayerNorm", "Linear", "Module", "ModuleList", "Parameter", "RMSNorm"]
+__all__ = ["Buffer", "Embedding", "LayerNorm", "Linear", "Module", "ModuleList", "Parameter", "RMSNorm"]

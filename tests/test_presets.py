@@ -8,9 +8,12 @@ import sys
 import pytest
 
 import tensorgraph as tg
+from tensorgraph.cost import cost
 from tensorgraph.dims import evaluate, show
 from tensorgraph.errors import ModelError
+from tensorgraph.graph import Graph
 from tensorgraph.models import ARCHITECTURES, Decoder, build, gpt2, llama, mini, presets
+from tensorgraph.visualize import ledger
 
 
 def gpt(d: int, n: int, heads: int, positions: int = 1024) -> dict:
@@ -105,6 +108,13 @@ PUBLISHED = [
         parts(1342177280, 131072000, 5637144576, 266240, 131072000),
     ),
     (
+        "mixtral-8x7b",
+        "MixtralForCausalLM",
+        rotary(4096, 14336, 32, 32, 8, 32000, num_local_experts=8, num_experts_per_tok=2, head_dim=128),
+        46702792704,
+        parts(1342177280, 131072000, 45097156608, 266240, 131072000) | {"router": 1048576},
+    ),
+    (
         "qwen2.5-7b",
         "Qwen2ForCausalLM",
         rotary(3584, 18944, 28, 28, 4, 152064, tie_word_embeddings=False),
@@ -188,6 +198,20 @@ def test_published_totals(name, cls, config, total, expected, symbolic):
         assert (model.binding != {}) == symbolic
 
 
+@pytest.mark.parametrize(("name", "active"), [("mixtral-8x7b", 12879925248)])
+def test_what_a_token_uses_of_experts(name, active):
+    model = build(name)
+    assert evaluate(model.active(), model.binding) == active
+    found = ledger(model).to_json()
+    assert (found["active_per_token"], found["components"]) == (active, components(model))
+    assert "active_per_token" not in ledger(build("llama-2-7b")).to_json()
+    few = build(name, layers=5)
+    graph = Graph(few(few.inputs(["input_ids"])["input_ids"]))
+    found = cost(graph, {**few.binding, "B": 2, "T": 3})
+    assert found.parameters["active per token"] == evaluate(few.active(), few.binding)
+    assert found.parameters["total"] == evaluate(few.total(), few.binding)
+
+
 @pytest.mark.parametrize("name", TOTALS)
 def test_totals(name):
     model = build(name)
@@ -227,7 +251,7 @@ def test_sizes_are_symbols_with_factors():
     assert free.aliases == {} and {"d", "k"} < free.binding.keys()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama-3-8b", "mistral-7b", "phi-3-mini"])
+@pytest.mark.parametrize("name", ["gpt2", "llama-3-8b", "mistral-7b", "phi-3-mini", "mixtral-8x7b"])
 def test_a_symbolic_number_of_layers_counts_the_same(name):
     n = tg.dim("n")
     once, unrolled = build(name, layers=n), build(name)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tensorgraph.cost import Tally
+from tensorgraph.cost import Tally, active_size
 from tensorgraph.dims import Dim, evaluate, free, mul, show
 from tensorgraph.dims import binding as to_binding
 from tensorgraph.dtypes import DType
@@ -25,7 +25,7 @@ from tensorgraph.errors import GraphError
 from tensorgraph.graph import Graph
 from tensorgraph.nn import Module, Parameter
 from tensorgraph.tensor import Tensor
-from tensorgraph.visualize.escape import clean
+from tensorgraph.visualize.escape import clean, latex_text
 
 COMPONENTS = ("embedding", "vision", "connector", "attention", "mlp", "norm", "head")  # others follow, by name
 OTHER = "other"
@@ -50,6 +50,7 @@ class Row:
     used: tuple[str, ...] = ()
     times: int = 1
     repeats: Dim = 1  # of one block that is repeated a symbolic number of times
+    active: Dim | None = None  # what one token uses of `count`, if it is not all
 
     @property
     def bytes(self) -> Dim:
@@ -60,7 +61,7 @@ class Row:
 class Ledger:
     """The weights of a model. `binding` turns formulas into numbers where it has all sizes; `aliases` folds products.
 
-    `buffers` are tables made of constants, such as rotary positions: nothing of them is stored or trained.
+    `buffers` are not weights: tables made of constants, such as rotary positions, and what the model stores untrained.
     """
 
     model: str
@@ -79,6 +80,11 @@ class Ledger:
     def trainable(self) -> Dim:
         """Those that are trained."""
         return _sum(r.count for r in self.rows if r.trained)
+
+    @property
+    def active(self) -> Dim:
+        """Those that one token uses: of experts, the ones it is routed to."""
+        return _sum(r.count if r.active is None else r.active for r in self.rows)
 
     @property
     def components(self) -> dict[str, Dim]:
@@ -107,8 +113,9 @@ class Ledger:
             name = _span([r.name for r in rows])
             count = _sum(r.count for r in rows)
             tied_to = _span([r.tied_to or "" for r in rows]) or None
+            active = None if first.active is None else _sum(r.active for r in rows if r.active is not None)
             out.append(Row(name, first.shape, count, first.component, first.dtype, first.trained, tied_to,
-                           first.reading, first.used, len(rows), first.repeats))  # fmt: skip
+                           first.reading, first.used, len(rows), first.repeats, active))  # fmt: skip
         return out
 
     # -- words
@@ -157,11 +164,13 @@ class Ledger:
         blank = ("",) * 4
         for b in self.buffers:
             rows.append(("buffer", b.name, self.sizes(b), self.shape(b), *("",) * 2, "0", "", b.dtype.short, "0", "",
-                         "computed", ", ".join(b.used[:3])))  # fmt: skip
+                         b.reading or "computed", ", ".join(b.used[:3])))  # fmt: skip
         whole, trained = self.total, self.trainable
         sums = [(f"total {c}", d) for c, d in self.components.items()] + [("total", whole), ("trained", trained)]
         if not _same(whole, trained):
             sums.append(("frozen", _sum(r.count for r in self.rows if not r.trained)))
+        if not _same(whole, self.active):
+            sums.append(("active per token", self.active))
         totals: list[tuple[str, ...]] = [
             (name, "", *blank, self.number(d), self.formula(d) if free(d) else "", "", "", self.share(d), "", "")
             for name, d in sums
@@ -195,10 +204,12 @@ class Ledger:
                 "component": r.component,
             }
             tensors.append(tensor if r.tied_to is None else {**tensor, "tied_to": r.tied_to})
+        active = {} if _same(self.total, self.active) else {"active_per_token": number(self.active)}
         return {
             "model": self.model,
             "total": number(self.total),
             "trainable": number(self.trainable),
+            **active,
             "components": {c: number(d) for c, d in self.components.items()},
             "tensors": tensors,
         }
@@ -273,9 +284,9 @@ class Ledger:
         maths = {i for i, name in enumerate(header) if name in ("sizes", "×")}
 
         def line(cells: tuple[str, ...]) -> str:
-            return " & ".join(_maths(cells[i]) if i in maths else _latex(cells[i]) for i in keep) + r" \\"
+            return " & ".join(_maths(cells[i]) if i in maths else latex_text(cells[i]) for i in keep) + r" \\"
 
-        lines = [r"\begin{tabular}{lllrrr}", r"\hline", " & ".join(_latex(header[i]) for i in keep) + r" \\", r"\hline"]
+        lines = [r"\begin{tabular}{lllrrr}", r"\hline", " & ".join(latex_text(header[i]) for i in keep) + r" \\", r"\hline"]
         lines += [*(line(r) for r in rows), r"\hline", *(line(r) for r in totals), r"\hline", r"\end{tabular}"]
         return "\n".join(lines) + "\n"
 
@@ -326,22 +337,30 @@ def ledger(what: Any, binding: Any = None, *, name: str | None = None) -> Ledger
     if isinstance(source, Module):
         aliases = dict(getattr(source, "aliases", None) or {})
         title = name or str(getattr(source, "config", {}).get("model_type") or type(source).__name__)
-        return Ledger(title, tuple(_from_module(source, aliases)), (), bound, aliases)
+        rows, buffers = _from_module(source, aliases)
+        return Ledger(title, tuple(rows), tuple(buffers), bound, aliases)
     if isinstance(source, Graph):
         rows, buffers = _from_graph(source)
         return Ledger(name or source.name, tuple(rows), tuple(buffers), bound, source.aliases)
     raise GraphError("TG393", f"a {type(what).__name__} has no weights", hint="a module, a graph or a loaded model has")
 
 
-def _from_module(module: Module, aliases: Mapping[str, Dim]) -> Iterable[Row]:
-    uses = module.uses()
+def _from_module(module: Module, aliases: Mapping[str, Dim]) -> tuple[list[Row], list[Row]]:
+    uses, rows, buffers = module.uses(), [], []
     for name, p in module.named_parameters().items():
-        places = [path.rpartition(".")[0] for path in uses[name]]
+        places = tuple(path.rpartition(".")[0] for path in uses[name])
+        if not p.counted:
+            buffers.append(Row(name, p.shape, 0, "buffer", p.dtype, False, None, "stored", places))
+            continue
         component, reading = p.component or OTHER, _reading(p, aliases)
-        yield Row(name, p.shape, p.count, component, p.dtype, p.trained, None, reading, tuple(places), 1, p.times)
+        active = None if p.used is None else p.active
+        rows.append(
+            Row(name, p.shape, p.count, component, p.dtype, p.trained, None, reading, places, 1, p.times, active)
+        )
         for path in uses[name][1:]:
             where = path.rpartition(".")[0]
-            yield Row(module.rename(path), p.shape, 0, component, p.dtype, p.trained, name, reading, (where,))
+            rows.append(Row(module.rename(path), p.shape, 0, component, p.dtype, p.trained, name, reading, (where,)))
+    return rows, buffers
 
 
 def _from_graph(graph: Graph) -> tuple[list[Row], list[Row]]:
@@ -359,10 +378,12 @@ def _from_graph(graph: Graph) -> tuple[list[Row], list[Row]]:
                 tables.setdefault(x, {})[node.scope.path or node.op.name] = None
     rows = [
         Row(n, t.shape, mul(t.size, t.scope.times), t.attrs.get("component") or OTHER, t.dtype,
-            bool(t.attrs.get("trained", True)), None, "", tuple(used.get(t, ())), 1, t.scope.times)
-        for n, t in graph.params.items()
+            bool(t.attrs.get("trained", True)), None, "", tuple(used.get(t, ())), 1, t.scope.times, active_size(t))
+        for n, t in graph.params.items() if t.attrs.get("counted", True)
     ]  # fmt: skip
     buffers = [Row(_made_by(t), t.shape, 0, "buffer", t.dtype, False, None, "", tuple(w)) for t, w in tables.items()]
+    stored = [(n, t) for n, t in graph.params.items() if not t.attrs.get("counted", True)]
+    buffers += [Row(n, t.shape, 0, "buffer", t.dtype, False, None, "stored", tuple(used.get(t, ()))) for n, t in stored]
     return rows, buffers
 
 
@@ -409,17 +430,7 @@ def _cell(text: str) -> str:
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "_": r"\_", "%": r"\%", "$": r"\$", "#": r"\#", "&": r"\&",
-    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "×": r"$\times$", "·": r"$\cdot$", "→": r"$\to$",
-    "…": r"\dots{}",
-}  # fmt: skip
 _POWERS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
-
-
-def _latex(text: str) -> str:
-    out = "".join(_LATEX.get(c, c) for c in clean(text))
-    return re.sub(r"([⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)", lambda m: f"$^{{{m[1].translate(_POWERS)}}}$", out)
 
 
 def _maths(text: str) -> str:

@@ -61,6 +61,8 @@ def totals(ledger: Ledger) -> Table:
     row("total", ledger.total, "bold")
     if ledger.number(ledger.trainable) != ledger.number(ledger.total):
         row("trainable", ledger.trainable, "bold")
+    if ledger.number(ledger.active) != ledger.number(ledger.total):
+        row("active per token", ledger.active, "bold")
     return table
 
 
