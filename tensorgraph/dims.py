@@ -222,7 +222,7 @@ def div(a: Dim, b: Dim) -> Dim:
     if len(terms(b)) == 1:
         quotient = canon(cast("Any", a) / b)
     else:
-        quo, rest = sympy.div(a, b, *sorted(sympy.sympify(b).free_symbols, key=str))  # b is an expression of ours
+        quo, rest = sympy.div(a, b, *sorted(cast("Any", b).free_symbols, key=str))
         if rest != 0:
             raise SizeError("TG006", f"{show(a)} is not divisible by {show(b)}")
         quotient = canon(quo)
