@@ -203,7 +203,7 @@ def _write(out: Path, target: Target, trainer: Trainer, net: Net | None, bigram:
         "training": [(p.step, p.loss) for p in trainer.curve],
         "held out": [(p.step, p.held_out) for p in trainer.curve],
     }
-    said = curve(f"{target.name}: nats per token", lines, {"add-one bigram": bigram}, y="loss")
+    said = curve(f"{target.name}: nats per token", lines, {"add-one bigram": bigram})
     with replacing(out / CURVE) as new:
         new.write_text(said, encoding="utf-8")
 
