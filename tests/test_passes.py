@@ -22,9 +22,23 @@ fast = settings(max_examples=60, deadline=None, suppress_health_check=list(Healt
 # ------------------------------------------------------------------------------- random graphs of all kinds
 
 UNARY = [
-    tg.neg, tg.abs, tg.tanh, tg.sin, tg.square, tg.sigmoid, tg.relu, tg.gelu, tg.softmax, tg.log_softmax, tg.softplus,
-    tg.stop_gradient, lambda x: tg.exp(tg.tanh(x)), lambda x: x * 1.0, lambda x: x + 0.0, lambda x: x - 0.5,
-]  # fmt: skip
+    tg.neg,
+    tg.abs,
+    tg.tanh,
+    tg.sin,
+    tg.square,
+    tg.sigmoid,
+    tg.relu,
+    tg.gelu,
+    tg.softmax,
+    tg.log_softmax,
+    tg.softplus,
+    tg.stop_gradient,
+    lambda x: tg.exp(tg.tanh(x)),
+    lambda x: x * 1.0,
+    lambda x: x + 0.0,
+    lambda x: x - 0.5,
+]
 BINARY = [tg.add, tg.sub, tg.mul, tg.maximum, tg.minimum, lambda x, y: tg.where(x > y, x, y * 0.5)]
 
 
@@ -35,7 +49,14 @@ def moves(x: Tensor) -> list[Tensor]:
     if n >= 2:
         out += [tg.permute(x, (*range(1, n), 0)), tg.flip(x, 0), x.T, x.T.reshape(-1)]
     if n:
-        out += [x.sum(-1, keepdims=True), x.mean(0), tg.cumsum(x), tg.logsumexp(x, 0, True), x[:1], x[..., :-1][..., :0]]
+        out += [
+            x.sum(-1, keepdims=True),
+            x.mean(0),
+            tg.cumsum(x),
+            tg.logsumexp(x, 0, True),
+            x[:1],
+            x[..., :-1][..., :0],
+        ]
         out += [tg.concat(x, x * 2.0, axis=n - 1), tg.pad(x, ((1, 0),) * n), tg.expand(x, (2, *x.shape))]
     return out
 
@@ -45,7 +66,11 @@ def graphs(draw: st.DrawFn) -> tuple[dict[str, Tensor], dict[Tensor, np.ndarray]
     """A random graph over elementwise ops, reductions, movement and products, with values for its inputs."""
     symbolic = draw(st.booleans())
     sizes = (B, T, d) if symbolic else (2, 3, 4)
-    leaves = [tg.input("x", sizes, "float64"), tg.input("y", sizes[1:], "float64"), tg.input("w", (sizes[2], 5), "float64")]
+    leaves = [
+        tg.input("x", sizes, "float64"),
+        tg.input("y", sizes[1:], "float64"),
+        tg.input("w", (sizes[2], 5), "float64"),
+    ]
     pool = list(leaves)
     for _ in range(draw(st.integers(1, 14))):
         x = draw(st.sampled_from(pool))
@@ -193,12 +218,19 @@ def test_results_are_nobodys_views(case):
         np.testing.assert_array_equal(given_[k], a)
 
 
-@pytest.mark.parametrize("sizes", [{"B": 0, "T": 3, "d": 4}, {"B": 2, "T": 0, "d": 4}, {"B": 1, "T": 1, "d": 1}, {"B": 5, "T": 2, "d": 7}])
+@pytest.mark.parametrize(
+    "sizes", [{"B": 0, "T": 3, "d": 4}, {"B": 2, "T": 0, "d": 4}, {"B": 1, "T": 1, "d": 1}, {"B": 5, "T": 2, "d": 7}]
+)
 def test_other_sizes_replan(sizes):
     n, m, k = tg.dim("n0", min=0), tg.dim("m0", min=0), tg.dim("k0")
     x, w = tg.input("x", (n, m, k), "float64"), tg.input("w", (k, k), "float64")
     y = tg.softmax(x @ w)
-    outputs = {"y": y, "s": y.sum(), "t": y.T.reshape(-1), **dict(zip("gh", tg.grad((y * y).sum(), [x, w]), strict=True))}
+    outputs = {
+        "y": y,
+        "s": y.sum(),
+        "t": y.T.reshape(-1),
+        **dict(zip("gh", tg.grad((y * y).sum(), [x, w]), strict=True)),
+    }
     f = tg.compile(outputs)
     source = f.source
     rng = np.random.default_rng(0)
