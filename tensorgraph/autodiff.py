@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from . import dims
 from .errors import GradError
@@ -143,7 +143,7 @@ def backward(
             if node.specs is not None:
                 g: Any = _collect_outputs(node, parts)
             else:
-                g = functools.reduce(add, parts)
+                g = cast("Tensor", functools.reduce(add, parts))
                 if node in wanted:
                     done[node] = g
             if trace is not None:
@@ -276,6 +276,7 @@ class _Template(NamedTuple):
 
 
 _templates: dict[Any, _Template] = {}
+MOST_TEMPLATES = 256
 
 
 def expanded(node: Tensor, inputs: Iterable[Tensor] | None = None) -> Any:
@@ -305,6 +306,8 @@ def _vjp_of_body(node: Tensor, g: Any, needs: list[bool]) -> list[Tensor | None]
     if template is None:
         template = _make_template(node, gs, needs)
         if key is not None:
+            if len(_templates) >= MOST_TEMPLATES:
+                _templates.clear()
             _templates[key] = template
     swap: dict[Tensor, Tensor] = dict(zip(template.inputs, node.inputs, strict=True))
     swap.update(zip(template.g, [c for c in gs if c is not None], strict=True))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -563,12 +563,13 @@ def _draw(name: str, seed: int, p: Tensor, binding: Mapping[str, int]) -> Any:
 
 
 def eval_tensor(y: Tensor, backend: str, arrays: Mapping[str, Any]) -> Any:
-    """`y.eval(x=..., w=...)`: inputs and parameters by name; compiled once per tensor."""
-    f = _eval_cache.get(y)
-    if f is None or f.options.backend != ("numpy" if backend == "auto" else backend):
-        f = _eval_cache[y] = compile(y, backend=backend)
-    return f(None, **arrays)
+    """`y.eval(x=..., w=...)`: inputs and parameters by name; the last few compilations are kept."""
+    return _compiled(y, backend)(None, **arrays)
 
 
-_eval_cache: weakref.WeakKeyDictionary[Tensor, Any] = weakref.WeakKeyDictionary()
+@functools.lru_cache(maxsize=8)
+def _compiled(y: Tensor, backend: str) -> Any:
+    return compile(y, backend=backend)
+
+
 _hooks["eval"] = eval_tensor

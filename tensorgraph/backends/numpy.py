@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import linecache
+import weakref
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -40,6 +41,7 @@ class Lowered:
         self.source = self._text(name)
         self.filename = f"<tensorgraph {name} {next(_serial)}>"
         linecache.cache[self.filename] = (len(self.source), None, self.source.splitlines(True), self.filename)
+        weakref.finalize(self, linecache.cache.pop, self.filename, None)
         space: dict[str, Any] = {
             "np": xp.numpy,
             "F": SimpleNamespace(**self._records),
