@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import merman
 import networkx as nx
 import pytest
 from test_visualize import Geometry, overlap, touches
@@ -237,7 +238,6 @@ def test_nothing_overlaps_in_real_pictures(name: str, level: str) -> None:
 @pytest.mark.parametrize("level", ["flowchart", "block", "backward"])
 def test_mermaid_accepts_what_is_drawn(level: str) -> None:
     """Oracle: merman's parser of Mermaid's grammar."""
-    merman = pytest.importorskip("merman")
     drawn, client = picture("llama-3-8b", level), merman.Merman()
     verdict = client.validate(drawn.mermaid, None)
     assert verdict.valid, verdict.error

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
 import math
 import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from urllib.parse import unquote
 
+import mermaidx
+import merman
 import numpy as np
+import pypdf
 import pytest
 
 from tensorgraph.errors import GraphError
 from tensorgraph.visualize import THEMES, Block, Box, Edge, Picture, View, Weight
 from tensorgraph.visualize import engine as layout
 from tensorgraph.visualize.dot import to_dot
-from tensorgraph.visualize.escape import clean, safe_link, shorten
+from tensorgraph.visualize.escape import clean, latex_text, safe_link, shorten
 from tensorgraph.visualize.mermaid import to_mermaid
+from tensorgraph.visualize.shapes import Words, read_svg
 from tensorgraph.visualize.terminal import to_text
 from tensorgraph.visualize.theme import colour_of, contrast, rgb, style_of
 
@@ -476,7 +483,7 @@ def test_lines_of_a_box_are_centred_whatever_the_font() -> None:
             assert len({t.get("x") for t in g.iter(f"{SVG}text")}) == 1
 
 
-@pytest.mark.parametrize("form", ["svg", "png", "dot", "mermaid", "text"])
+@pytest.mark.parametrize("form", ["svg", "png", "pdf", "tikz", "dot", "mermaid", "text"])
 def test_the_same_view_gives_the_same_bytes(form: str) -> None:
     a, b = (getattr(Picture(gpt2(), engine="graphviz-pure"), form) for _ in range(2))
     assert a == b
@@ -490,6 +497,117 @@ def test_png_is_a_picture_at_twice_the_size() -> None:
     width, height = (int.from_bytes(picture.png[i : i + 4], "big") for i in (16, 20))
     w, h = layout.svg_size(picture.svg)
     assert width == pytest.approx(w * 192 / 72, rel=0.03) and height == pytest.approx(h * 192 / 72, rel=0.06)
+
+
+SPACES = re.compile(r"[\s\u200b\xa0]+")
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_pdf_is_one_page_whose_text_can_be_read(name: str) -> None:
+    """Oracle: pypdf. All fonts are inside, all text is text; what can be pressed leads to a site and runs nothing."""
+    picture = Picture(VIEWS[name], shapes=True, engine="graphviz-pure")
+    file = pypdf.PdfReader(io.BytesIO(picture.pdf), strict=True)
+    (page,) = file.pages
+    assert (page.mediabox.width, page.mediabox.height) == pytest.approx(layout.svg_size(picture.svg), abs=1)
+    seen = SPACES.sub("", page.extract_text())
+    words = [s for s in read_svg(picture.svg, 14_400).shapes if isinstance(s, Words)]
+    assert len(words) == sum(bool((t.text or "").strip()) for t in ET.fromstring(picture.svg).iter(f"{SVG}text"))
+    for word in words:
+        drawn = "".join(c if unprinted(c) is None else "\ufffd" for c in word.text)
+        assert SPACES.sub("", drawn) in seen, word.text
+    for font in page["/Resources"]["/Font"].values():
+        assert "/FontFile2" in font.get_object()["/FontDescriptor"].get_object()
+    actions = [a.get_object()["/A"] for a in page.get("/Annots", ())]
+    assert all(a["/S"] == "/URI" and re.match("https?://", a["/URI"]) for a in actions)
+    assert len(actions) >= sum((safe_link(b.link) or "/").startswith("http") for b in VIEWS[name].boxes)
+    assert not {"/OpenAction", "/AA", "/Names"} & set(file.trailer["/Root"])
+
+
+def unprinted(c: str) -> str | None:
+    """The character if it is of a script that the fonts in a PDF lack."""
+    return c if ord(c) > 0x2E7F else None
+
+
+def test_pdf_keeps_words_where_the_svg_has_them() -> None:
+    """Oracle: pypdf. Helvetica's widths, by which the layout was made, are those of the fonts inside."""
+    picture = Picture(gpt2(), engine="graphviz-pure")
+    (page,) = pypdf.PdfReader(io.BytesIO(picture.pdf)).pages
+    height, places = float(page.mediabox.height), {}
+
+    def visit(text: str, _: object, matrix: list[float], *more: object) -> None:
+        if text.strip():
+            places[text.strip()] = (matrix[4], height - matrix[5])
+
+    page.extract_text(visitor_text=visit)
+    words = {s.text.strip(): s for s in read_svg(picture.svg, 14_400).shapes if isinstance(s, Words)}
+    assert words.keys() == places.keys()
+    for text, word in words.items():
+        x, y = places[text]
+        assert y == pytest.approx(word.y, abs=0.1)
+        assert x == pytest.approx(word.x, abs=0.1) if word.anchor == "start" else x < word.x
+
+
+def test_a_picture_longer_than_a_pdf_page_is_made_smaller() -> None:
+    drawn = read_svg(Picture(chain(400), engine="graphviz-pure").svg, 1000)
+    assert drawn.height == pytest.approx(1000)
+    assert max(s.size for s in drawn.shapes if isinstance(s, Words)) < 1
+
+
+TEX_WORDS = set(
+    [
+        "RequirePackage",
+        "documentclass",
+        "usepackage",
+        "renewcommand",
+        "familydefault",
+        "sfdefault",
+        "pagestyle",
+        "setlength",
+        "parindent",
+        "topskip",
+        "definecolor",
+        "begin",
+        "end",
+        "useasboundingbox",
+        "path",
+        "node",
+        "fontsize",
+        "selectfont",
+        "bfseries",
+        "href",
+    ]
+)
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_tikz_draws_everything_and_runs_nothing(name: str) -> None:
+    """Every shape is a command on a line of its own, braces close, and no word comes from a name."""
+    picture = Picture(VIEWS[name], shapes=True, engine="graphviz-pure")
+    shapes = read_svg(picture.svg, 14_400).shapes
+    lines = picture.tikz.splitlines()
+    assert sum(line.startswith(r"\node") for line in lines) == sum(isinstance(s, Words) for s in shapes)
+    assert sum(line.startswith(r"\path") for line in lines) == sum(not isinstance(s, Words) for s in shapes)
+    words = set(re.findall(r"\\([A-Za-z]+)", picture.tikz))
+    symbols = {w for c in map(chr, range(0x2E7F)) for w in re.findall(r"\\([A-Za-z]+)", latex_text(c))}
+    assert words <= TEX_WORDS | symbols and not symbols & {"input", "write", "def", "catcode", "include", "csname"}
+    for line in lines:
+        bare = re.sub(r"\\.", "", line)
+        assert bare.count("{") == bare.count("}") and "%" not in bare, line
+    assert not re.search(r"[\u0180-\uffff]", picture.tikz)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdfLaTeX on this machine")
+@pytest.mark.parametrize("name", VIEWS)
+def test_latex_typesets_it(name: str, tmp_path: Path) -> None:
+    """Oracle: pdfLaTeX; one page of the picture's size."""
+    picture = Picture(VIEWS[name], shapes=True, engine="graphviz-pure")
+    picture.save(tmp_path / "x.tex")
+    command = ["pdflatex", "-no-shell-escape", "-halt-on-error", "-interaction=nonstopmode", "x.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout[-2000:]
+    (page,) = pypdf.PdfReader(tmp_path / "x.pdf").pages
+    assert (page.mediabox.width, page.mediabox.height) == pytest.approx(layout.svg_size(picture.svg), abs=1)
 
 
 def test_mermaid_reads_like_the_seed() -> None:
@@ -525,7 +643,6 @@ def decoded(link: str) -> str:
 @pytest.mark.parametrize(("view", "shapes"), pictures())
 def test_mermaid_is_valid_and_says_all(view: View, shapes: bool) -> None:
     """Oracle: merman's parser of Mermaid's grammar."""
-    merman = pytest.importorskip("merman")
     client = merman.Merman()
     text = to_mermaid(view, shapes=shapes)
     verdict = client.validate(text, None)
@@ -545,7 +662,6 @@ def test_mermaid_is_valid_and_says_all(view: View, shapes: bool) -> None:
 @pytest.mark.parametrize("name", VIEWS)
 def test_mermaid_itself_draws_it(name: str) -> None:
     """Oracle: Mermaid's own JavaScript; labels come out as they were given, and as text."""
-    mermaidx = pytest.importorskip("mermaidx")
     svg = mermaidx.render(to_mermaid(VIEWS[name])).svg()
     root = ET.fromstring(svg)
     assert not list(root.iter(f"{SVG}script"))
@@ -650,21 +766,23 @@ def test_save_goes_by_suffix_and_leaves_nothing_behind(tmp_path: Path) -> None:
     picture = Picture(gpt2(), engine="graphviz-pure")
     for suffix, made in (
         (".svg", picture.svg),
+        (".tex", picture.tikz),
         (".mmd", picture.mermaid),
         (".dot", picture.dot),
         (".txt", picture.text),
     ):
         assert picture.save(tmp_path / f"a{suffix}").read_text(encoding="utf-8") == made
     assert picture.save(str(tmp_path / "a.PNG")).read_bytes() == picture.png
+    assert picture.save(tmp_path / "a.pdf").read_bytes() == picture.pdf
     with pytest.raises(GraphError) as caught:
         picture.save(tmp_path / "a.jpg")
     assert str(caught.value) == (
         "[TG386] no picture format is named '.jpg' (a.jpg)\n"
-        "  hint: save as one of: .svg .png .mmd .mermaid .dot .gv .txt"
+        "  hint: save as one of: .svg .png .pdf .tex .mmd .mermaid .dot .gv .txt"
     )
     with pytest.raises(GraphError, match=r"TG387.*no-such-folder.*No such file"):
         picture.save(tmp_path / "no-such-folder" / "a.txt")
-    assert {p.name for p in tmp_path.iterdir()} == {"a.svg", "a.mmd", "a.dot", "a.txt", "a.PNG"}
+    assert {p.name for p in tmp_path.iterdir()} == {"a.svg", "a.tex", "a.mmd", "a.dot", "a.txt", "a.PNG", "a.pdf"}
 
 
 def test_unknown_theme_is_named_at_once() -> None:

@@ -9,6 +9,22 @@ from urllib.parse import quote
 
 # Mermaid entity codes; `#` first opens such a code, `:` beside "style" would make Mermaid swallow a semicolon.
 _MERMAID = {c: f"#{ord(c)};" for c in '"#<>&`\\*~$'} | {'"': "#quot;", "<": "#lt;", ">": "#gt;", "&": "#amp;"}
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "_": r"\_", "%": r"\%", "$": r"\$", "#": r"\#", "&": r"\&",
+    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': r"\textquotedbl{}", "'": r"\textquotesingle{}", "`": r"\textasciigrave{}", "-": "{-}",
+    "…": r"\dots{}", "\u200b": "", "\u2212": "$-$", "·": r"\textperiodcentered{}",
+}  # fmt: skip
+_LATEX_SIGNS = {
+    "×": "times", "→": "to", "←": "leftarrow", "↔": "leftrightarrow", "⇒": "Rightarrow", "∂": "partial",
+    "√": "surd", "∇": "nabla", "∞": "infty", "≤": "leq", "≥": "geq", "≠": "neq", "≈": "approx", "±": "pm", "÷": "div",
+    "∑": "Sigma", "∏": "Pi", "∈": "in", "∘": "circ", "⊙": "odot", "⊕": "oplus", "⊗": "otimes", "ℓ": "ell",
+    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ζ": "zeta", "η": "eta", "θ": "theta",
+    "κ": "kappa", "λ": "lambda", "μ": "mu", "µ": "mu", "ν": "nu", "ξ": "xi", "π": "pi", "ρ": "rho", "σ": "sigma",
+    "τ": "tau", "φ": "phi", "χ": "chi", "ψ": "psi", "ω": "omega", "Γ": "Gamma", "Δ": "Delta", "Θ": "Theta",
+    "Λ": "Lambda", "Ξ": "Xi", "Π": "Pi", "Σ": "Sigma", "Φ": "Phi", "Ψ": "Psi", "Ω": "Omega", "⌊": "lfloor",
+    "⌋": "rfloor", "⌈": "lceil", "⌉": "rceil", "•": "bullet",
+}  # fmt: skip
 _LINK = re.compile(r"(?:https?://[^/]|/(?!/))", re.IGNORECASE)
 
 
@@ -48,6 +64,26 @@ def mermaid_text(text: str) -> str:
 def _numbered(match: re.Match[str]) -> str:
     digits, stop, bullet = match.groups()
     return f"#{ord(bullet)};" if bullet else f"{digits}#{ord(stop)};"
+
+
+def latex_text(text: str) -> str:
+    """Text of a LaTeX document that needs no package; what pdfLaTeX's own fonts lack is given as its code, `U+65E5`."""
+    return "".join(_latex(c) for c in clean(text))
+
+
+def _latex(c: str) -> str:
+    if c in _LATEX:
+        return _LATEX[c]
+    if c in _LATEX_SIGNS:
+        return f"$\\{_LATEX_SIGNS[c]}$"
+    kind, _, codes = unicodedata.decomposition(c).partition(" ")
+    if kind in ("<super>", "<sub>"):
+        return f"\\text{kind[1:-1]}script{{{''.join(_latex(chr(int(x, 16))) for x in codes.split())}}}"
+    if c in "¼½¾":
+        return {"¼": "$1/4$", "½": "$1/2$", "¾": "$3/4$"}[c]
+    if ord(c) < 0x180 and (c.isascii() or c.isalpha()):  # Latin letters with accents: every LaTeX since 2018 has them
+        return c
+    return f"U+{ord(c):04X}"
 
 
 def safe_link(link: str | None) -> str | None:

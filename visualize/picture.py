@@ -15,16 +15,18 @@ from tensorgraph.visualize import engine as layout
 from tensorgraph.visualize.dot import titles, to_dot
 from tensorgraph.visualize.escape import clean
 from tensorgraph.visualize.mermaid import to_mermaid
+from tensorgraph.visualize.pdf import to_pdf
 from tensorgraph.visualize.terminal import to_text
 from tensorgraph.visualize.theme import find_theme
+from tensorgraph.visualize.tikz import to_tikz
 from tensorgraph.visualize.view import View
 
-SUFFIXES = (".svg", ".png", ".mmd", ".mermaid", ".dot", ".gv", ".txt")
+SUFFIXES = (".svg", ".png", ".pdf", ".tex", ".mmd", ".mermaid", ".dot", ".gv", ".txt")
 _SCALE, _LONGEST = 2.0, 16_000  # PNG pixels per CSS pixel; no side longer than this, which viewers still open
 
 
 class Picture:
-    """A view in a theme: `.svg`, `.png`, `.mermaid`, `.dot`, `.text`, and `.save(path)`.
+    """A view in a theme: `.svg`, `.png`, `.pdf`, `.tikz`, `.mermaid`, `.dot`, `.text`, and `.save(path)`.
 
     `shapes` draws the labels of edges; `engine` is "auto", "dot" or "graphviz-pure" (the same bytes on every machine).
     Raises GraphError [TG381] for an unknown theme.
@@ -64,6 +66,16 @@ class Picture:
         dpi = min(96 * _SCALE, 72 * _LONGEST / max(width, height, 1))
         return layout.render(self.dot, "png", self.engine, dpi)
 
+    @cached_property
+    def pdf(self) -> bytes:
+        """PDF bytes: vectors, text that can be selected, the fonts inside. Raises as `svg` does, and [TG394]."""
+        return to_pdf(self.svg, clean(self.view.title), clean(self.view.legend))
+
+    @cached_property
+    def tikz(self) -> str:
+        """A LaTeX document that draws the picture with TikZ; raises as `svg` does."""
+        return to_tikz(self.svg)
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the picture in the format of the suffix, at once or not at all; the path written.
 
@@ -73,6 +85,8 @@ class Picture:
         forms: dict[str, Callable[[], str | bytes]] = {
             ".svg": lambda: self.svg,
             ".png": lambda: self.png,
+            ".pdf": lambda: self.pdf,
+            ".tex": lambda: self.tikz,
             ".txt": lambda: self.text,
             ".mmd": lambda: self.mermaid,
             ".mermaid": lambda: self.mermaid,
