@@ -286,7 +286,8 @@ class Ledger:
         def line(cells: tuple[str, ...]) -> str:
             return " & ".join(_maths(cells[i]) if i in maths else latex_text(cells[i]) for i in keep) + r" \\"
 
-        lines = [r"\begin{tabular}{lllrrr}", r"\hline", " & ".join(latex_text(header[i]) for i in keep) + r" \\", r"\hline"]
+        names = " & ".join(latex_text(header[i]) for i in keep) + r" \\"
+        lines = [r"\begin{tabular}{lllrrr}", r"\hline", names, r"\hline"]
         lines += [*(line(r) for r in rows), r"\hline", *(line(r) for r in totals), r"\hline", r"\end{tabular}"]
         return "\n".join(lines) + "\n"
 
