@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from . import architecture, bert, clip, gpt2, llama, mini, presets, siglip, vit
+from . import architecture, bert, clip, gpt2, llama, llava, mini, paligemma, presets, siglip, vit
 from .architecture import Architecture
 from .decoder import Decoder
 from .pretrained import Net, from_pretrained
@@ -19,6 +19,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     **vit.ARCHITECTURES,
     **clip.ARCHITECTURES,
     **siglip.ARCHITECTURES,
+    **llava.ARCHITECTURES,
+    **paligemma.ARCHITECTURES,
 }
 build = architecture.builder(ARCHITECTURES)
 

@@ -9,10 +9,10 @@ from typing import Any
 from tensorgraph.dims import Dim, canon, dim, mul, symbol_name
 from tensorgraph.errors import ModelError
 from tensorgraph.nn import Embedding, Linear, Module, ModuleList
-from tensorgraph.ops.elementwise import equal, not_equal, sqrt, tanh, upcast
+from tensorgraph.ops.elementwise import not_equal, sqrt, tanh, upcast
 from tensorgraph.ops.leaf import arange, dimension, full
-from tensorgraph.ops.movement import concat, reshape, unsqueeze
-from tensorgraph.ops.nn import cross_entropy, visible
+from tensorgraph.ops.movement import concat, reshape
+from tensorgraph.ops.nn import cross_entropy
 from tensorgraph.tensor import Tensor
 
 from .model import Model, Spec, ids
@@ -65,7 +65,7 @@ class Plan:
     scaled_embedding: bool = False  # times sqrt(d)
     frozen_embedding: bool = False
     tied: bool = False
-    prefix: bool = False  # tokens of type 0 see each other in both directions
+    causal: bool = True  # False: who calls it says which keys each query sees
     padding: int | None = None  # the embedding's row that gets no gradient
     experts: Routing | None = None  # in place of the feed-forward
 
@@ -94,7 +94,7 @@ class Block(Module):
             transposed=p.transposed,
             norm=make if p.qk_norm else None,
             rope=(kind if kind in p.ropes else FULL) if p.positions == "rope" else None,
-            causal=not p.prefix,
+            causal=p.causal,
             window=p.window if kind == SLIDING else None,
             softcap=p.softcap,
             scale=scale,
@@ -156,14 +156,15 @@ class Decoder(Model):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         cache: Cache | None = None,
-        token_type_ids: Tensor | None = None,
-        merge: Callable[[Tensor, Tensor], Tensor] | None = None,
+        visible: Tensor | None = None,
+        merge: Callable[[Tensor], Tensor] | None = None,
         routed: list[Routed] | None = None,
     ) -> Tensor:
         """Logits [B, T, V]; with a cache, those of the last position alone [B, 1, V].
 
         `attention_mask` [B, T] is 0 at padding ([B, C] with a cache); `position_ids` [B, T] default to 0 .. T - 1.
-        `token_type_ids` [B, T] is 0 in the prefix. `merge` makes of tokens and their vectors what the layers take.
+        `visible`, bool [B, 1, T, S], says which keys each query sees, padding included. `merge` makes of the embedded
+        tokens [B, T, d] what the layers take.
         `routed` is filled with what the routers of experts chose.
         """
         p, T = self.plan, input_ids.shape[1]
@@ -173,15 +174,13 @@ class Decoder(Model):
         if p.scaled_embedding:
             x = x * (float(p.d) ** 0.5 if type(p.d) is int else sqrt(dimension(p.d, x.dtype)))
         if merge is not None:
-            x = merge(input_ids, x)
+            x = merge(x)
         if p.positions == "learned":
             first = position_ids is None and cache is None
             x = x + self.positions(None if first else places, T)
         elif p.positions == "sinusoidal":
             x = x + sinusoidal(places, p.d, x.dtype)
-        context = Context(mask=key_mask(attention_mask), cache=cache, routed=routed)
-        if p.prefix:
-            context.mask = prefix_mask(T, context, token_type_ids)
+        context = Context(mask=key_mask(attention_mask) if visible is None else visible, cache=cache, routed=routed)
         for kind in _rotations(p):
             context.rope[kind] = rotation(p.ropes[kind], p.k, places, x.dtype)
         x = self.layers(x, context)
@@ -226,19 +225,6 @@ def key_mask(attention_mask: Tensor | None) -> Tensor | None:
         return None
     B, S = attention_mask.shape
     return reshape(not_equal(attention_mask, 0), (B, 1, 1, S))
-
-
-def prefix_mask(T: Dim, context: Context, token_type_ids: Tensor | None) -> Tensor:
-    """Which keys a query sees, bool [B or 1, 1, T, S]: those before it, and the prefix (type 0) sees all of itself."""
-    cache, mask = context.cache, context.mask
-    S, offset = (T, None) if cache is None else (cache.capacity, cache.position)
-    see = visible(T, S, offset, causal=True, window=None)
-    assert see is not None
-    see = reshape(see, (1, 1, T, S))
-    if token_type_ids is not None:
-        prefix = unsqueeze(equal(token_type_ids, 0), 1)
-        see = see | (unsqueeze(prefix, 3) & unsqueeze(prefix, 2))
-    return see if mask is None else see & mask
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:

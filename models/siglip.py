@@ -42,6 +42,7 @@ NAMES = under(
         ("head.attn.qkv.bias", "head.attention.in_proj_bias"),
         ("head.attn.out.", "head.attention.out_proj."),
         ("head.norm.", "head.layernorm."),
+        ("head.probe", "head.probe"),
         ("head.mlp.up.", "head.mlp.fc1."),
         ("head.mlp.down.", "head.mlp.fc2."),
         *LAYERS,

@@ -27,6 +27,31 @@ PUBLISHED = [
         {"attention": 28348416, "embedding": 742656, "head": 769000, "mlp": 56669184, "norm": 38400},
     ),
     ("clip-vit-l-14-336", 427944193, {"other": 1, "text": 123650304, "vision": 304293888}),
+    (
+        "llava-1.5-7b",
+        7063427072,
+        {
+            "attention": 2147483648,
+            "connector": 20979712,
+            "embedding": 131334144,
+            "head": 131334144,
+            "mlp": 4328521728,
+            "norm": 266240,
+            "vision": 303507456,
+        },
+    ),
+    (
+        "paligemma-3b",
+        2923466480,
+        {
+            "attention": 169869312,
+            "connector": 2361344,
+            "embedding": 526778368,
+            "mlp": 1811939328,
+            "norm": 75776,
+            "vision": 412442352,
+        },
+    ),
 ]
 # Totals alone, as their authors or the checkpoints state them.
 TOTALS = {"bert-large": 335141888}
@@ -55,3 +80,9 @@ def test_totals(preset, total):
 def test_every_preset_is_counted():
     others = {n for n in presets.names() if not isinstance(build(n, layers=1), Decoder)}
     assert {p[0] for p in PUBLISHED} | TOTALS.keys() == others
+
+
+@pytest.mark.parametrize(("layers", "total"), [(1, 4198400), (2, 20979712), (3, 37761024)])
+def test_connectors(layers, total):
+    model = build("llava-1.5-7b", projector_layers=layers)
+    assert sum(evaluate(p.count, model.binding) for p in model.parameters() if p.component == "connector") == total

@@ -6,12 +6,12 @@ Sizes are small and distinct, so that a transposed or tiled axis cannot hide. Ev
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from .configs import Batch, inputs
+from .configs import LLAMA, Batch, inputs
 
 Array = np.ndarray[Any, Any]
 
@@ -60,7 +60,7 @@ POOLED = ("last_hidden_state", "pooler_output")
 
 
 def bert(seed: int, text: str = "plain", types: int = 0, cotangents: tuple[str, ...] = POOLED, **changes: Any) -> Case:
-    return Case("BertModel", BERT | changes, seed, TEXT[text], types, cotangents)
+    return Case("BertModel", BERT | changes, seed, TEXT[text], types, cotangents=cotangents)
 
 
 def masked(seed: int, text: Batch, types: int = 0, **changes: Any) -> Case:
@@ -182,6 +182,83 @@ VISION |= {
     "siglip-pooled-only": siglip(164, ("pooler_output",), num_hidden_layers=1, num_attention_heads=1),
 }
 
+# 2 x 2 patches, of which the text holds an image token each (with the class token: 5); the tower's layer 3 is not used.
+SEEN = VIT | {"image_size": 10, "num_hidden_layers": 4}
+SAID: dict[str, Any] = LLAMA | {"model_type": "llama", "pad_token_id": None}
+GEMMA = LLAMA | {"model_type": "gemma", "head_dim": 10, "hidden_size": 18, "pad_token_id": None}
+CLIP_TOWER = {"model_type": "clip_vision_model"}
+SIGLIP_TOWER = {"model_type": "siglip_vision_model"}
+LONG = Batch(B=3, T=13)
+LEFT = Batch(B=3, T=13, padding="left", labels="masked")
+RIGHT = Batch(B=3, T=13, padding="right", labels="all")
+HOLES = Batch(B=3, T=13, padding="holes", labels="all")
+SPACED = Batch(B=3, T=13, labels="none", positions="spaced")
+
+
+def seeing(cls: str, seed: int, text: Mapping[str, Any], vision: Mapping[str, Any], **changes: Any) -> Case:
+    batch, images = changes.pop("batch", LONG), changes.pop("images", 4)
+    settings = {"text_config": dict(text), "vision_config": dict(vision), **changes}
+    cotangents = ("logits", "image_hidden_states") if batch.labels == "none" else ()
+    return Case(cls, settings, seed, batch, images=images, wrt=PIXELS if images else (), cotangents=cotangents)
+
+
+def llava(seed: int, text: Mapping[str, Any] | None = None, tower: Mapping[str, Any] = CLIP_TOWER, **rest: Any) -> Case:
+    full = {"image_token_index": 38, **rest}
+    return seeing("LlavaForConditionalGeneration", seed, SAID | (text or {}), SEEN | tower, **full)
+
+
+def deepseek(
+    seed: int, text: Mapping[str, Any] | None = None, tower: Mapping[str, Any] | None = None, **rest: Any
+) -> Case:
+    full = {"image_token_id": 38, **rest}
+    vision = SEEN | SIGLIP_TOWER | (tower or {})
+    return seeing("DeepseekVLForConditionalGeneration", seed, SAID | (text or {}), vision, **full)
+
+
+def paligemma(seed: int, text: Mapping[str, Any] | None = None, prefix: bool = True, **rest: Any) -> Case:
+    full = {"image_token_index": 38, "projection_dim": 18, **rest}
+    vision = SEEN | SIGLIP_TOWER | {"vision_use_head": False} | full.pop("tower", {})
+    case = seeing("PaliGemmaForConditionalGeneration", seed, GEMMA | (text or {}), vision, **full)
+    return replace(case, types=2 if prefix else 0)
+
+
+FULL = {"vision_feature_select_strategy": "full"}
+VISION |= {
+    "llava": llava(170),
+    "llava-left": llava(171, {"num_key_value_heads": 6}, batch=LEFT),
+    "llava-full": llava(172, images=3, vision_feature_layer=-1, **FULL),
+    "llava-several": llava(
+        173, vision_feature_layer=[-3, 1, -1], multimodal_projector_bias=False, projector_hidden_act="relu"
+    ),
+    "llava-siglip": llava(174, {"pad_token_id": 5}, SIGLIP_TOWER, images=3, vision_feature_layer=2, **FULL),
+    "llava-mistral": llava(
+        175,
+        {"model_type": "mistral", "sliding_window": 4, "head_dim": 10, "hidden_size": 18},
+        batch=RIGHT,
+        images=1,
+    ),
+    "llava-qwen": llava(176, {"model_type": "qwen2", "tie_word_embeddings": True}, images=2),
+    "llava-no-labels": llava(177, batch=SPACED),
+    "llava-no-image": llava(178, images=0),
+    "deepseek-vl": deepseek(180),
+    "deepseek-vl-left": deepseek(
+        181,
+        {"attention_bias": True, "mlp_bias": True},
+        {"vision_use_head": False, "hidden_act": "gelu"},
+        batch=LEFT,
+        tie_word_embeddings=True,
+    ),
+    "deepseek-vl-holes": deepseek(
+        182, {"hidden_act": "gelu", "head_dim": 10, "hidden_size": 18}, {"num_channels": 1}, batch=HOLES, images=2
+    ),
+    "paligemma": paligemma(190),
+    "paligemma-left": paligemma(191, batch=LEFT, images=2),
+    "paligemma-right": paligemma(192, {"pad_token_id": 3}, tower={"hidden_act": "gelu"}, batch=RIGHT),
+    "paligemma-causal": paligemma(193, prefix=False, tie_word_embeddings=False),
+    "paligemma-outside": paligemma(194, {"num_key_value_heads": 1, "num_hidden_layers": 3}, image_token_index=57),
+    "paligemma-no-labels": paligemma(195, batch=SPACED),
+}
+
 
 def vocabulary(settings: Mapping[str, Any]) -> int:
     return int(settings.get("text_config", settings)["vocab_size"])
@@ -214,6 +291,8 @@ def arrays_of(case: Case) -> dict[str, Any]:
     out: dict[str, Any] = {}
     if case.text is not None:
         out |= inputs(case.text, vocabulary(case.settings), case.seed)
+    if "text_config" in case.settings and case.cls != "CLIPModel":
+        place_images(case, out["input_ids"], rng)
     if case.types:
         out["token_type_ids"] = rng.integers(0, case.types, out["input_ids"].shape)
     if case.images:
@@ -222,6 +301,17 @@ def arrays_of(case: Case) -> dict[str, Any]:
     if case.classes:
         out["labels"] = labels_of(case, rng)
     return out | dict.fromkeys(case.flags, True)
+
+
+def place_images(case: Case, ids: Array, rng: np.random.Generator) -> None:
+    """As many image tokens as the images have positions, anywhere in the batch, and none besides."""
+    s = case.settings
+    token = s.get("image_token_index", s.get("image_token_id"))
+    ids[ids == token] = 1
+    each = 4 + (s["vision_config"]["model_type"] == "clip_vision_model")
+    if "Llava" in case.cls and "vision_feature_select_strategy" not in s:
+        each -= 1
+    ids.reshape(-1)[rng.permutation(ids.size)[: case.images * each]] = token
 
 
 def cotangents_of(case: Case, outputs: Mapping[str, Array]) -> dict[str, Array] | None:
