@@ -14,7 +14,7 @@ from .op import operand
 from .ops import leaf
 from .ops import nn as F
 from .ops.indexing import take
-from .tensor import Loop, Scope, Tensor, current_scope, scope
+from .tensor import Loop, Scope, Tensor, scope
 
 
 class Parameter:
@@ -148,7 +148,7 @@ class Module:
         raise GraphError("TG305", f"{type(self).__name__} has no forward", hint="def forward(self, x): ...")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not current_scope().path and "_path" not in self.__dict__:
+        if "_path" not in self.__dict__:
             self.assign_names()
         with scope(self.__dict__.get("_name", ""), type(self).__name__, self.component):
             return self.forward(*args, **kwargs)

@@ -329,16 +329,7 @@ class Tensor:
         )
 
     def __array__(self, *_: Any, **__: Any) -> Any:
-        raise self._no_value()
-
-    def __float__(self) -> float:
-        raise self._no_value()
-
-    def __int__(self) -> int:
-        raise self._no_value()
-
-    def _no_value(self) -> GraphError:
-        return GraphError(
+        raise GraphError(
             "TG303",
             f"{self.label or self.op.name} is a node of a graph, not an array",
             operands=[operand(self)],
@@ -419,12 +410,12 @@ def make(
                 node.specs = tuple((dims.shape(s), k) for s, k in zip(shape, kinds, strict=True))
             else:
                 node.shape, node.dtype = shape, dtype
-            for s, _ in node.specs if node.specs is not None else ((shape, dtype),):
-                need_sizes(op.name, s)
             if op.requires:
                 for o in op.requires(*args, **kwargs):
                     if o.verdict() is False:
                         raise _broken(op, o, node)
+            for s, _ in node.specs if node.specs is not None else ((shape, dtype),):
+                need_sizes(op.name, s)
         finally:
             _here.reset(with_loc)
     else:
@@ -445,7 +436,7 @@ def _broken(op: Op, o: Any, node: Tensor) -> ShapeError:
     return ShapeError(
         "TG104",
         f"{op.name}: {o.reason}: {dims.show(o.left)} must be {sign} {dims.show(o.right)}",
-        operands=[operand(x) for x in node.inputs[:3]],
+        operands=[operand(x) for x in dict.fromkeys(node.inputs[:3])],
     )
 
 

@@ -200,7 +200,7 @@ def test_scalars_are_weak(text, want):
     names = {
         n: tg.input(n, (3,), k) for n, k in dict(x="float32", h="bfloat16", i="int32", f="float64", b="bool").items()
     }
-    assert eval(text, {"tg": tg, "np": np, "d": d, **names}).dtype.name == want  # noqa: S307
+    assert eval(text, {"tg": tg, "np": np, "d": d, **names}).dtype.name == want
 
 
 def test_numpy_on_the_left_leaves_the_operator_to_us(x):
