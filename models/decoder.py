@@ -15,6 +15,7 @@ from tensorgraph.ops.movement import concat, reshape
 from tensorgraph.ops.nn import cross_entropy
 from tensorgraph.tensor import Tensor
 
+from .latent import Latent, LatentAttention
 from .model import Model, Spec, ids
 from .moe import MixtureOfExperts, Routing, balance_loss
 from .parts import Attention, Cache, Context, FeedForward, Routed, norm_of, rotation, sinusoidal
@@ -68,6 +69,7 @@ class Plan:
     causal: bool = True  # False: who calls it says which keys each query sees
     padding: int | None = None  # the embedding's row that gets no gradient
     experts: Routing | None = None  # in place of the feed-forward
+    latent: Latent | None = None  # in place of heads with keys and values of their own
 
     def layer_type(self, i: int) -> str:
         return self.layer_types[i] if self.layer_types else FULL
@@ -83,21 +85,26 @@ class Block(Module):
         kind = p.layer_type(i)
         scale = p.scale / (i + 1) if p.scale is not None and p.scale_by_layer else p.scale
         self.attn_norm = norm(p.d) if norm else None
-        self.attn = Attention(
-            p.d,
-            p.H,
-            p.k,
-            p.G,
-            bias=p.qkv_bias,
-            out_bias=p.out_bias,
-            fused=p.fused,
-            transposed=p.transposed,
-            norm=make if p.qk_norm else None,
-            rope=(kind if kind in p.ropes else FULL) if p.positions == "rope" else None,
-            causal=p.causal,
-            window=p.window if kind == SLIDING else None,
-            softcap=p.softcap,
-            scale=scale,
+        rope = (kind if kind in p.ropes else FULL) if p.positions == "rope" else None
+        self.attn = (
+            LatentAttention(p.d, p.H, p.latent, rope or FULL)
+            if p.latent is not None
+            else Attention(
+                p.d,
+                p.H,
+                p.k,
+                p.G,
+                bias=p.qkv_bias,
+                out_bias=p.out_bias,
+                fused=p.fused,
+                transposed=p.transposed,
+                norm=make if p.qk_norm else None,
+                rope=rope,
+                causal=p.causal,
+                window=p.window if kind == SLIDING else None,
+                softcap=p.softcap,
+                scale=scale,
+            )
         )
         self.attn_post_norm = norm(p.d) if norm and p.post_norms else None
         self.mlp_norm = norm(p.d) if norm else None

@@ -301,8 +301,12 @@ def _bytes(graph: Graph, kind: DType | None, copies: int) -> dict[str, Dim]:
     for t in _kept(graph):
         for shape, dtype in t.specs or ((t.shape, t.dtype),):
             sums["activations"].add(mul(mul(width(dtype), size(shape)), t.scope.times))
+    cached = [t for t in graph.nodes if (t.label or "").startswith("cached.") and not t.scope.backward]
+    for t in cached:  # what a layer says it holds instead of keys and values
+        sums["kv_cache"].add(mul(mul(width(t.dtype), t.size), t.scope.times))
+    told = {t.scope.path for t in cached}
     for t in graph.nodes:
-        if t.op.style == "attention" and t.kwargs.get("causal") and not t.scope.backward:
+        if t.op.style == "attention" and t.kwargs.get("causal") and not t.scope.backward and t.scope.path not in told:
             by_name = dict(zip((p.name for p in t.op.inputs), t.args(), strict=True))
             for x in (by_name.get("k"), by_name.get("v")):
                 if x is not None:

@@ -22,6 +22,8 @@ MODELS = {
     "llama-3.1-405b": build("llama-3.1-405b", layers=1),
     "smollm2-135m-symbolic-layers": build("smollm2-135m", layers=tg.dim("n")),
     "mistral-7b": build("mistral-7b", layers=1),
+    "mixtral-8x7b": build("mixtral-8x7b", layers=1),
+    "deepseek-v3": build("deepseek-v3", layers=2, first_k_dense_replace=1),
     "qwen2.5-7b": build("qwen2.5-7b", layers=1),
     "qwen3-0.6b": build("qwen3-0.6b", layers=1),
     "gemma-2b": build("gemma-2b", layers=1),

@@ -136,6 +136,13 @@ PUBLISHED = [
         parts(1207959552, 98500608, 2415919104, 199680, 98500608),
     ),
     (
+        "deepseek-v3",
+        "DeepseekV3ForCausalLM",
+        rotary(7168, 18432, 61, 128, 128, 129280),
+        671026404352,
+        parts(11413422080, 926679040, 657652187136, 1006592, 926679040) | {"router": 106430464},
+    ),
+    (
         "bert-base",
         "BertModel",
         encoder(768, 3072, 12, 12),
@@ -166,6 +173,7 @@ TOTALS = {
     "gemma-2b": 2506172416,
     "gemma-7b": 8537680896,
     "gemma-3-1b": 999885952,
+    "deepseek-v2-lite": 15706484224,
     "bert-large": 335141888,
 }
 # The miniatures as the texts that describe them count: (preset, changes, total, trainable).
@@ -180,7 +188,7 @@ MINIATURES = [
 
 def components(model) -> dict[str, int]:
     out: dict[str, int] = {}
-    for p in model.parameters():
+    for p in (p for p in model.parameters() if p.counted):
         out[p.component] = out.get(p.component, 0) + evaluate(p.count, model.binding)
     return out
 
@@ -198,7 +206,7 @@ def test_published_totals(name, cls, config, total, expected, symbolic):
         assert (model.binding != {}) == symbolic
 
 
-@pytest.mark.parametrize(("name", "active"), [("mixtral-8x7b", 12879925248)])
+@pytest.mark.parametrize(("name", "active"), [("mixtral-8x7b", 12879925248), ("deepseek-v3", 37552282624)])
 def test_what_a_token_uses_of_experts(name, active):
     model = build(name)
     assert evaluate(model.active(), model.binding) == active
@@ -270,6 +278,24 @@ def test_layers_that_differ_cannot_be_one_block():
         "ModelError[TG914] layers of different types cannot be one block that is repeated\n"
         "  hint: build with a number of layers"
     )
+
+
+def test_layers_with_and_without_experts_cannot_be_one_block():
+    with pytest.raises(ModelError) as e:
+        build("deepseek-v3", layers=tg.dim("n"))
+    assert e.value.report() == (
+        "ModelError[TG914] a block that is repeated cannot have first ones without experts\n"
+        "  hint: build with a number"
+    )
+    alike = build("deepseek-v3", layers=tg.dim("n"), first_k_dense_replace=0)
+    three = evaluate(alike.total(), {**alike.binding, "n": 3})
+    assert three == evaluate(build("deepseek-v3", layers=3, first_k_dense_replace=0).total(), alike.binding)
+
+
+def test_latent_attention_caches_a_vector_per_position():
+    model = build("deepseek-v3", layers=4)
+    graph = Graph(model(model.inputs(["input_ids"])["input_ids"]))
+    assert show(cost(graph).bytes["kv_cache"]) == "16·B·T·c_kv + 16·B·T·k"
 
 
 def test_a_size_given_as_change_stays_a_symbol():
