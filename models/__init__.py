@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from . import architecture, bert, clip, gpt2, llama, llava, mini, paligemma, presets, siglip, vit
+from . import architecture, bert, clip, deepseek, gpt2, llama, llava, mini, paligemma, presets, siglip, vit
 from .architecture import Architecture
 from .decoder import Decoder
 from .pretrained import Net, from_pretrained
@@ -14,6 +14,7 @@ from .tokenizer import Tokenizer
 ARCHITECTURES: dict[str, Architecture] = {
     **gpt2.ARCHITECTURES,
     **llama.ARCHITECTURES,
+    **deepseek.ARCHITECTURES,
     **mini.ARCHITECTURES,
     **bert.ARCHITECTURES,
     **vit.ARCHITECTURES,
