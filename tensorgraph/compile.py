@@ -6,21 +6,23 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from . import autodiff, dims, dtypes, interpret, xp
+from .backends import c as c_backend
+from .backends import cpu
 from .backends import numpy as numpy_backend
 from .errors import BackendError, DataError, GradError, GraphError, StateError, TensorgraphError
 from .graph import Graph
 from .op import operand
 from .optim import Optimizer
-from .passes import memory, rewrite
+from .passes import fuse, memory, orient, rewrite
 from .passes import program as programs
 from .tensor import Tensor, _hooks, as_tensor
 
-BACKENDS = ("auto", "numpy", "cupy")
+BACKENDS = ("auto", "numpy", "c", "cupy")
 
 
 def compile(
@@ -33,6 +35,7 @@ def compile(
     donate: Mapping[str, str] | None = None,
     debug: str | None = None,
     trace: str | Path | None = None,
+    strict: bool = False,
     name: str = "graph",
 ) -> Any:
     """A function of arrays that computes `outputs` (a tensor, a list or a dict of tensors, or a Graph).
@@ -42,15 +45,18 @@ def compile(
     the one called "loss"): see Step. `capture`: patterns of named values returned as well, under "captured".
     `donate`: {output: input} pairs; that input's array is overwritten with the output, in place where possible.
     `debug="nonfinite"`: the first node that produces nan or inf is an error. `trace`: a folder for the text after each pass.
-    Raises BackendError[TG700] for an unknown or absent backend.
+    `strict`: generated C rounds every operation by itself and takes exp and tanh from libm; by default it fuses
+    multiply-add and uses polynomials. Both give the same bits from run to run, for any number of threads.
+    Raises BackendError[TG700] for an unknown backend, [TG704] for "c" without a C compiler.
     """
     if backend not in BACKENDS:
         raise BackendError("TG700", f"unknown backend {backend!r}", hint="one of " + ", ".join(BACKENDS))
     if debug not in (None, "nonfinite"):
         raise BackendError("TG700", f"unknown debug mode {debug!r}", hint='debug="nonfinite"')
-    options = _Options(
-        "numpy" if backend == "auto" else backend, dims.binding(binding) if binding else {}, debug, trace, name
-    )
+    if backend == "c":
+        cpu.need_compiler()
+    chosen = "numpy" if backend == "auto" else backend
+    options = _Options(chosen, dims.binding(binding) if binding else {}, debug, trace, name, strict)
     if isinstance(outputs, Graph):
         outputs, options = outputs.outputs, options._replace(name=outputs.name)
     tree, flat = _flatten(outputs)
@@ -74,6 +80,7 @@ class _Options(NamedTuple):
     debug: str | None
     trace: str | Path | None
     name: str
+    strict: bool = False
 
 
 def _flatten(outputs: Any) -> tuple[Any, dict[str, Tensor]]:
@@ -128,6 +135,8 @@ class Compiled:
         self.donate = {out: by_key[leaf] for out, leaf in donate.items()}
         self.outputs = self._passes(dict(flat))
         self.program = programs.lower(self.outputs, self.keys, self.donate)
+        if options.backend == "c":
+            self.program = fuse.fuse(self.program, c_backend.MAPS, c_backend.SPECIAL)
         self.results = [n for n in self.program.outputs if n not in self.program.donated]
         self._bound: dict[tuple[Any, ...], Any] = {}
         self._lock = threading.Lock()  # one arena per binding: calls take turns
@@ -138,7 +147,9 @@ class Compiled:
         differentiated = any(t.scope.backward for t in self.graph.nodes)
 
         def keep(t: Tensor) -> bool:
-            return t.op.forward_fn is not None and not (differentiated and t.op.recompute)
+            if differentiated and t.op.recompute:
+                return False
+            return c_backend.keep(t) if self.options.backend == "c" else t.op.forward_fn is not None
 
         steps: list[tuple[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]]] = [
             ("settle", rewrite.settle),
@@ -147,6 +158,7 @@ class Compiled:
             ("cse", rewrite.cse),
             ("simplify again", rewrite.simplify),
             ("flatten_matmul", rewrite.flatten_matmul),
+            ("orient", orient.orient if self.options.backend == "c" else lambda o: o),
             ("views", rewrite.simplify),
             ("merge", rewrite.cse),
         ]
@@ -172,7 +184,10 @@ class Compiled:
     @property
     def lowered(self) -> numpy_backend.Lowered:
         if self._lowered is None:
-            self._lowered = numpy_backend.Lowered(self.program, self.options.name)
+            if self.options.backend == "c":
+                self._lowered = c_backend.Lowered(self.program, self.options.name, self.options.strict)
+            else:
+                self._lowered = numpy_backend.Lowered(self.program, self.options.name)
         return self._lowered
 
     @property
@@ -275,7 +290,7 @@ class Compiled:
             self._need_finite(P, binding)
         if self.options.backend == "cupy":
             return self._run_cupy(P, binding)
-        results = self.lowered.step(P, bound.v)
+        results = bound.run(self.lowered, P)
         return dict(zip(self.results, results, strict=True))
 
     def _bind(self, P: Mapping[str, Any]) -> tuple[Any, dict[str, int], list[str]]:
@@ -287,8 +302,20 @@ class Compiled:
         binding = self.graph.infer_binding({names[k]: a for k, a in P.items()}, self.options.binding, partial=True)
         self.graph.check_binding(binding)
         ranged = [n for n in self.graph.data_ranges if self.keys[self.graph.inputs[n]] in P]
-        bound = numpy_backend.bind(self.lowered, binding) if self.options.backend == "numpy" else None
+        bound = None if self.options.backend == "cupy" else self.lowered.bind(binding)
         return bound, binding, ranged
+
+    def repeat(self, P: dict[str, Any], given: Mapping[str, Any]) -> c_backend.Repeat | None:
+        """The call just made, made again with nothing but the arrays `given` anew, where a backend has a short way."""
+        if not isinstance(self._lowered, c_backend.Lowered) or self.options.debug:
+            return None
+        bound, binding, ranged = self._bound[tuple(P), tuple([a.shape for a in P.values()])]
+        ranges = [
+            (self.keys[self.graph.inputs[n]], low, dims.evaluate(high, binding), ignored)
+            for n in ranged
+            for low, high, ignored, _ in self.graph.data_ranges[n]
+        ]
+        return cast("c_backend.Bound", bound).repeat(self._lowered, P, given, ranges)
 
     def _run_cupy(self, P: dict[str, Any], binding: dict[str, int]) -> dict[str, Any]:
         try:
@@ -388,6 +415,7 @@ class State(Mapping[str, Any]):
     def __init__(self, arrays: dict[str, Any], owner: Any = None) -> None:
         self._arrays: dict[str, Any] | None = arrays
         self.owner = owner
+        self.repeat: Any = None  # the backend's short way of calling its owner again on these arrays
 
     @property
     def arrays(self) -> dict[str, Any]:
@@ -454,6 +482,7 @@ class Step:
         results = {f"value/{n}": t for n, t in flat.items()}
         self.compiled = Compiled({**results, **after}, tree, options, {n: n for n in after}, keys)
         self.tree, self.options, self.update = tree, options, update
+        self._place = {n.removeprefix("value/"): i for i, n in enumerate(self.compiled.results)}
         self.grads = grads
 
     @property
@@ -524,6 +553,15 @@ class Step:
             raise StateError(
                 "TG603", f"a step takes a State first, not {type(state).__name__}", hint="state = step.init(params)"
             )
+        if state.repeat is not None and state.owner is self and state._arrays is not None:
+            with self.compiled._lock:
+                found = state.repeat(inputs)
+            if found is not None:
+                after = State(state._arrays, self)
+                after.repeat, state._arrays = state.repeat, None
+                if type(self.tree) is str:
+                    return found[self._place[self.tree]], after
+                return _unflatten(self.tree, {n: found[i] for n, i in self._place.items()}), after
         if state.owner is not self:
             raise StateError("TG602", "this state belongs to another step", hint="step.load(dict(state)) adopts a copy")
         compiled = self.compiled
@@ -541,8 +579,10 @@ class Step:
             compiled._missing(P, {})
         results = compiled.run(P)  # raises before anything is written, if the arrays do not fit
         state.take()
+        after = State(arrays, self)
+        after.repeat = compiled.repeat(P, inputs)
         values = {k.removeprefix("value/"): v for k, v in results.items()}
-        return _unflatten(self.tree, values), State(arrays, self)
+        return _unflatten(self.tree, values), after
 
 
 def _misfit(t: Tensor, shape: tuple[int, ...]) -> bool:

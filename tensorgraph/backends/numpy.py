@@ -51,6 +51,9 @@ class Lowered:
         self.views: Callable[..., None] = space["views"]
         self.step: Callable[..., tuple[Any, ...]] = space["step"]
 
+    def bind(self, binding: Mapping[str, int]) -> Bound:
+        return Bound(self, binding, plan(self.program, binding))
+
     # -- text
     def _size(self, d: Dim) -> str:
         if type(d) is int:
@@ -220,6 +223,6 @@ class Bound:
         self.tables = sum(int(a.nbytes) for a in (getattr(self.v, f"t{v.index}") for v in tables))
         lowered.views([dims.evaluate(d, binding) for d in lowered.sizes], stretches, self.v)
 
-
-def bind(lowered: Lowered, binding: Mapping[str, int]) -> Bound:
-    return Bound(lowered, binding, plan(lowered.program, binding))
+    def run(self, lowered: Lowered, P: dict[str, Any]) -> tuple[Any, ...]:
+        """Results, for arrays by key."""
+        return lowered.step(P, self.v)

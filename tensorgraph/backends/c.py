@@ -1,0 +1,419 @@
+"""The C backend: the fused program as one translation unit, called through ctypes; the rest runs on NumPy's kernels.
+
+The unit has one function per distinct region, and one per stretch of steps between two NumPy kernels. Pointers and
+symbolic sizes are passed in tables, so new sizes never rebuild; sizes that the model fixed stand in the text.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import numpy as np
+
+from .. import dims
+from ..dims import Dim
+from ..errors import DataError
+from ..passes.fuse import BLOCKS, Step
+from ..passes.memory import Plan, plan
+from ..passes.program import Program, Value
+from ..tensor import Tensor
+from . import cgen, cpu
+from . import numpy as plain
+from .cgen import MAPS, c_type
+from .ckernels import OPEN, SPECIAL, Kernels
+
+GRAIN = 1 << 15  # element operations worth handing to another thread
+ROW_BUFFER = 512  # columns up to which a row buffer of known size is a local array
+
+PRELUDE = """
+TG_FN int64_t tg_index(Call *c, int64_t i, int64_t n) {
+    if ((uint64_t)i < (uint64_t)n) return i;
+    c->bad = 1;
+    return 0;
+}
+TG_FN int64_t tg_parts(const Call *c, int64_t work) {
+    int64_t most = 4 * c->rt->threads, parts = work / TG_GRAIN;
+    return c->rt->threads < 2 || parts < 2 ? 1 : parts > most ? most : parts;
+}
+TG_FN void tg_run(Call *c, Fn fn, void *const *a, int64_t n, int64_t parts, int64_t unit) {
+    if (parts < 2) fn(c, a, 0, n, 0, c->rt->scratch); else c->rt->run(c, fn, a, n, parts, unit);
+}
+""".replace("TG_GRAIN", str(GRAIN))
+
+
+def keep(t: Tensor) -> bool:
+    """Ops that stay whole: their definition would not be faster. Half precision keeps the records' own forwards."""
+    if t.op.forward_fn is None:
+        return False
+    if any(x.dtype.is_float and x.dtype.size == 2 for x in (t, *t.inputs) if x.specs is None):
+        return True
+    return t.op.name in cgen.MAPS or t.op.style not in ("softmax", "activation")
+
+
+class Lowered(Kernels, plain.Lowered):
+    """A fused program as C and as the Python that calls it."""
+
+    def __init__(self, program: Program, name: str = "graph", strict: bool = False) -> None:
+        self.strict = strict
+        self.slots: dict[Value, int] = {}
+        self.c_sizes: list[Dim] = []
+        self._c_slot: dict[Dim, int] = {}
+        self.functions: dict[str, str] = {}
+        self.segments: list[list[str]] = []
+        self.scratch: list[Dim] = []
+        for v in program.leaves.values():
+            self.slots[v] = len(self.slots)
+        super().__init__(program, name)
+
+    def bind(self, binding: Mapping[str, int]) -> Bound:
+        return Bound(self, binding, plan(self.program, binding))
+
+    # -- sizes and pointers
+    def size(self, d: Dim) -> str:
+        if type(d) is int:
+            return str(d)
+        if d not in self._c_slot:
+            self._c_slot[d] = len(self.c_sizes)
+            self.c_sizes.append(d)
+        return f"s[{self._c_slot[d]}]"
+
+    def pointer(self, root: Value) -> str:
+        return f"p[{self.slots.setdefault(root, len(self.slots))}]"
+
+    # -- building
+    def _build(self) -> None:
+        steps = cast("list[Step]", self.program.kernels)
+        needed: set[Value] = set()
+        lines: list[str] = []
+        for step in steps:
+            text = self._region(step) if step.region else self.special(step)
+            if text is not None:
+                if not lines or not lines[-1].startswith("F.segment"):
+                    lines.append(f"F.segment{len(self.segments)}(v.call)")
+                    self.segments.append([])
+                self.segments[-1].append(f"    /* {self._note(step.outputs[-1], step).replace('*/', '')} */")
+                self.segments[-1] += ["    " + x for x in text]
+                continue
+            piece = step.pieces[0]
+            needed.update([*piece.inputs, *piece.outputs])
+            call = plain.Kernel(piece.kernel.node, piece.inputs, piece.outputs, "op", step.alias)
+            lines.append(f"{self._kernel(call):<{plain.WIDTH}}  # {self._note(step.outputs[0], step)}")
+        p = self.program
+        needed.update(p.outputs.values())
+        for v in p.values:
+            if v.kind == "view" and v in needed:
+                w: Value | None = v
+                while w is not None:
+                    needed.add(w)
+                    w = w.base
+        for v in p.values:
+            if v in needed and v.kind == "arena" and v.buffer is not None:
+                self.views_lines.append(
+                    f"v.t{v.index} = a[{v.buffer.index}].reshape({self._shape(v.shape)})  # {self._note(v)}"
+                )
+            elif v in needed and v.kind == "view" and v.root.kind != "leaf":
+                self.views_lines.append(f"v.t{v.index} = {self._seen(v)}  # {self._note(v)}")
+        self.step_lines = lines
+        results = [
+            f"{self._ref(v)}.copy()" if v.shape else f"{self._ref(v)}[()]"
+            for n, v in p.outputs.items()
+            if n not in p.donated
+        ]
+        self.step_lines.append(f"return ({', '.join(results)}{',' if len(results) == 1 else ''})")
+        self.native = len(lines) == 2 and lines[0].startswith("F.segment")  # one call into C, and the results
+        self._compile()
+
+    def _compile(self) -> None:
+        self.c_source = ""
+        if not self.segments:
+            return
+        parts = [cpu.text("runtime.h"), cgen.MATHS, PRELUDE, *self.functions]
+        for i, body in enumerate(self.segments):
+            parts += [
+                f"int segment{i}(Call *c) {{",
+                "    void *const *const p = c->p; const int64_t *const s = c->s; (void)p; (void)s;",
+                *body,
+                "    return (int)c->bad;",
+                "}",
+            ]
+        self.c_source = "\n".join(parts) + "\n"
+        library = ctypes.CDLL(cpu.build(self.c_source, cpu.flags(self.strict)))
+        for i in range(len(self.segments)):
+            call = library[f"segment{i}"]
+            call.argtypes = [ctypes.c_void_p]
+            self._records[f"segment{i}"] = _checked(call)
+        self.segment = library["segment0"]
+
+    def _function(self, body: list[str]) -> str:
+        """The name of a function with this body; equal bodies are one function."""
+        name = f"r{len(self.functions)}"
+        key = "\n".join(body)
+        for text, old in self.functions.items():
+            if text.partition("\n")[2] == key:
+                return old
+        head = f"static void {name}(Call *c, void *const *a, int64_t lo, int64_t hi, int64_t block, char *w) {{"
+        self.functions[f"{head}\n{key}"] = name
+        return name
+
+    # -- regions
+    def _region(self, step: Step) -> list[str]:
+        region = cgen.Region(step, self.size)
+        columns, rows = self.size(step.columns), self.size(step.rows)
+        body = [OPEN]
+        head, foot, after = self._across(step, region)
+        loop = self._flat(region) if region.flat else self._rows(step, region, columns)
+        body += ["    " + x for x in (*region.pointers, *head, *loop, *foot)] + ["}"]
+        f = self._function(body)
+        roots = ", ".join(self.pointer(r) for r in region.roots)
+        extra = []
+        if step.scratch is not None:
+            self.slots.setdefault(cast("Value", step.scratch), len(self.slots))
+            extra.append(f"p[{self.slots[cast('Value', step.scratch)]}]")
+        else:
+            extra += [self.pointer(x.value) for x in region.across]
+        args = ", ".join([x for x in (roots, *extra) if x]) or "0"
+        n = columns if region.flat else rows
+        if step.serial:
+            run = f"{f}(c, a, 0, {n}, 0, c->rt->scratch);"
+        else:
+            elements = n if region.flat else f"{n} * {columns}"
+            parts = str(BLOCKS) if region.across else f"tg_parts(c, {elements} * {max(1, region.work)})"
+            run = f"tg_run(c, {f}, a, {n}, {parts}, {64 if region.flat else 1});"
+        return [f"{{ void *const a[] = {{{args}}};", f"  {run}", *after, "}"]
+
+    def _across(self, step: Step, region: cgen.Region) -> tuple[list[str], list[str], list[str]]:
+        """Sums across rows: where a part sums up, what it leaves, and how the parts become one, in a fixed order."""
+        head: list[str] = []
+        foot: list[str] = []
+        after: list[str] = []
+        at: Dim = 0
+        columns = self.size(step.columns)
+        width: Dim = 0
+        for x in region.across:
+            width = dims.add(width, dims.mul(step.columns if x.column else 1, 8))
+        for i, x in enumerate(region.across):
+            kind = x.value.dtype
+            t, zero_ = c_type(kind), cgen.start(x.name, kind)
+            wide = "double" if kind.is_float and not x.column and x.name == "sum" else t
+            slot = len(region.roots) + (0 if step.scratch is not None else i)
+            if step.scratch is None:
+                place = f"a[{slot}]"
+            else:
+                place = f"((char *)a[{slot}] + block * {self.size(width)} + {self.size(at)})"
+            if x.column:
+                head += [
+                    f"{t} *const {x.acc} = ({t} *){place};",
+                    f"for (int64_t j = 0; j < {columns}; j++) {x.acc}[j] = {zero_};",
+                ]
+            else:
+                head.append(f"{wide} {x.acc} = {zero_};")
+                kept = wide if step.scratch is not None else t
+                foot.append(f"*({kept} *){place} = ({kept}){x.acc};")
+            if step.scratch is not None:
+                n, source = (columns, t) if x.column else ("1", wide)
+                part = f"(({source} *)((char *)a[{slot}] + b * {self.size(width)} + {self.size(at)}))[j]"
+                merge = cgen.merge(x.name, "t", "u", kind)
+                after += [f"  for (int64_t j = 0; j < {n}; j++) {{", f"    {source} t = {zero_};",
+                          f"    for (int64_t b = 0; b < {BLOCKS}; b++) {{ const {source} u = {part}; {merge} }}",
+                          f"    (({t} *){self.pointer(x.value)})[j] = ({t})t;", "  }"]  # fmt: skip
+            at = dims.add(at, dims.mul(step.columns if x.column else 1, 8))
+        return head, foot, after
+
+    def _flat(self, region: cgen.Region) -> list[str]:
+        rows = [x for s in region.stages for x in s.rows]
+        body = [x for s in region.stages for x in s.columns]
+        return [
+            *region.base,
+            *region.loaded,
+            *rows,
+            '_Pragma("omp simd")',
+            "for (int64_t j = lo; j < hi; j++) {",
+            *["    " + x for x in body],
+            "}",
+        ]
+
+    def _rows(self, step: Step, region: cgen.Region, columns: str) -> list[str]:
+        lines: list[str] = []
+        local = type(step.columns) is int and step.columns <= ROW_BUFFER
+        for i, (name, kind) in enumerate(region.buffers):
+            t = c_type(kind)
+            if local:
+                lines.append(f"{t} {name}[{max(1, cast('int', step.columns))}];")
+            else:
+                lines.append(f"{t} *const {name} = ({t} *)(w + {i} * (({columns} * 8 + 63) / 64 * 64));")
+        if region.buffers and not local:
+            self.scratch.append(
+                dims.add(dims.mul(dims.mul(step.columns, 8), len(region.buffers)), 64 * len(region.buffers))
+            )
+        inner: list[str] = []
+        pending: list[str] = []
+        for stage in region.stages:
+            inner += pending + stage.rows
+            pending = []
+            if not stage.columns:
+                continue
+            clauses = ""
+            for acc, kind, name in stage.reductions:
+                r = cgen.register(kind)
+                inner.append(f"{r} {acc} = {cgen.start(name, kind)};")
+                clauses += f" reduction({'+' if name == 'sum' else name}:{acc})"
+                if name != "sum" and kind.is_float:
+                    inner.append(f"int n{acc} = 0;")
+                    clauses += f" reduction(|:n{acc})"
+                pending.append(region.finish(acc, kind, name))
+            made = {f"s{p.outputs[0].index}": p for p in step.pieces if p.kind == "reduce"}
+            for acc, _, _ in stage.reductions:
+                if acc in made:
+                    pending += region.row_stores(made[acc])
+            inner += [
+                f'_Pragma("omp simd{clauses}")',
+                f"for (int64_t j = 0; j < {columns}; j++) {{",
+                *["    " + x for x in stage.columns],
+                "}",
+            ]
+        inner += pending
+        return [
+            *lines,
+            "for (int64_t r = lo; r < hi; r++) {",
+            *["    " + x for x in (*region.base, *region.loaded, *inner)],
+            "}",
+        ]
+
+
+def _checked(call: Any) -> Callable[[Any], None]:
+    def segment(address: Any) -> None:
+        if call(address):
+            raise _out_of_range()
+
+    return segment
+
+
+def _out_of_range() -> DataError:
+    return DataError("TG505", "an index computed by the graph lies outside its axis", hint='backend="numpy" says which')
+
+
+class Call(ctypes.Structure):
+    """What a segment is given: pointers, sizes, the runtime."""
+
+    _fields_ = [("p", ctypes.c_void_p), ("s", ctypes.c_void_p), ("rt", ctypes.c_void_p), ("bad", ctypes.c_int64)]
+
+
+class Bound(plain.Bound):
+    """A lowered program for one binding: arena, tables, and the tables of pointers and sizes that C reads."""
+
+    def __init__(self, lowered: Lowered, binding: Mapping[str, int], memory: Plan) -> None:
+        super().__init__(lowered, binding, memory)
+        start = self.arena.ctypes.data + -self.arena.ctypes.data % 64
+        self.pointers = np.zeros(max(1, len(lowered.slots)), np.uint64)
+        self.kept: list[Any] = []
+        for v, i in lowered.slots.items():
+            if not isinstance(v, Value):
+                self.pointers[i] = start + memory.offsets[v.index]
+            elif v.kind == "arena":
+                assert v.buffer is not None
+                self.pointers[i] = start + memory.offsets[v.buffer.index]
+            elif v.kind != "leaf":
+                table = np.ascontiguousarray(getattr(self.v, f"t{v.index}"))
+                self.kept.append(table)
+                self.pointers[i] = table.ctypes.data
+        self.sizes = np.array([dims.evaluate(d, binding) for d in lowered.c_sizes] or [0], np.int64)
+        need = max((dims.evaluate(d, binding) for d in lowered.scratch), default=0)
+        self.call = Call(
+            self.pointers.ctypes.data, self.sizes.ctypes.data, cpu.reserve(need) if lowered.segments else None, 0
+        )
+        self.v.call = ctypes.addressof(self.call)
+
+    def run(self, lowered: plain.Lowered, P: dict[str, Any]) -> tuple[Any, ...]:
+        """Results, for arrays by key. Arrays that are not contiguous are copied, and copied back if overwritten."""
+        back: list[tuple[str, Any]] = []
+        given = P
+        for i, key in enumerate(lowered.program.leaves):
+            array = P[key]
+            if not array.flags.c_contiguous:
+                given = dict(P) if given is P else given
+                given[key] = np.ascontiguousarray(array)
+                back.append((key, given[key]))
+            self.pointers[i] = given[key].__array_interface__["data"][0]
+        self.call.bad = 0
+        results = lowered.step(given, self.v)
+        owned = set(lowered.program.donated.values()) if back else set()
+        for key, copy in back:
+            if key in owned:
+                P[key][...] = copy
+        return results
+
+    def repeat(self, lowered: Lowered, P: dict[str, Any], given: Mapping[str, Any], ranges: list[Any]) -> Repeat | None:
+        """The same call again, with the arrays `given` anew each time; None if Python has a part in it."""
+        leaves = lowered.program.leaves
+        results = [v for n, v in lowered.program.outputs.items() if n not in lowered.program.donated]
+        if not lowered.native or any(v.root.kind == "leaf" for v in results):
+            return None
+        if any(k not in leaves or type(a) is not np.ndarray or a.dtype != P[k].dtype for k, a in given.items()):
+            return None
+        if not all(P[k].flags.c_contiguous for k in leaves):
+            return None
+        return Repeat(lowered, self, P, given, ranges, [getattr(self.v, f"t{v.index}") for v in results])
+
+
+class Range(ctypes.Structure):
+    """An integer array and the range of its elements, for the runtime to check."""
+
+    _fields_ = [
+        ("p", ctypes.c_void_p),
+        *[(n, ctypes.c_int64) for n in ("n", "size", "low", "high", "ignores", "ignored")],
+    ]
+
+
+class Repeat:
+    """A program called again: all pointers are in place but those of the arrays given anew."""
+
+    def __init__(self, lowered: Lowered, bound: Bound, P: dict[str, Any], given: Mapping[str, Any], ranges: list[Any],
+                 results: list[Any]) -> None:  # fmt: skip
+        self.bound, self.results = bound, results
+        self.pointers = bound.pointers.copy()
+        self.held = {k: P[k] for k in lowered.program.leaves if k not in given}
+        self.call = Call(self.pointers.ctypes.data, bound.call.s, bound.call.rt, 0)
+        self.ranges = (Range * max(1, len(ranges)))()
+        checked: dict[str, list[Range]] = {}
+        for r, (key, low, high, ignored) in zip(self.ranges, ranges, strict=False):
+            a = P[key]
+            size = a.itemsize if a.dtype.kind == "i" else -1
+            r.p, r.n, r.size, r.low, r.high = a.ctypes.data, a.size, size, low, high
+            r.ignores, r.ignored = int(ignored is not None), ignored or 0
+            checked.setdefault(key, []).append(r)
+        slot = {k: i for i, k in enumerate(lowered.program.leaves)}
+        self.inputs = [[k, a, a.dtype, a.shape, slot[k], checked.pop(k, [])] for k, a in given.items()]
+        self.last = [self.call, lowered.segment, self.ranges]
+        self.step = cpu.runtime().tg_step
+        self.args = (
+            ctypes.addressof(self.call),
+            ctypes.cast(lowered.segment, ctypes.c_void_p).value,
+            ctypes.addressof(self.ranges),
+            len(ranges),
+        )
+
+    def __call__(self, given: Mapping[str, Any]) -> list[Any] | None:
+        """Results; None if the arrays given are not like those of the first call, or out of range: nothing was done."""
+        if len(given) != len(self.inputs):
+            return None
+        for entry in self.inputs:
+            key, last, dtype, shape, slot, ranges = entry
+            a = given.get(key)
+            if type(a) is not np.ndarray or a.dtype != dtype or a.shape != shape or not a.flags.c_contiguous:
+                return None
+            if a is not last:
+                entry[1] = a
+                at = self.pointers[slot] = a.ctypes.data
+                for r in ranges:
+                    r.p = at
+        bad = self.step(*self.args)
+        if bad:
+            if bad == 2:
+                return None
+            raise _out_of_range()
+        return [a.copy() if a.shape else a[()] for a in self.results]
+
+
+__all__ = ["MAPS", "SPECIAL", "Bound", "Lowered", "Repeat", "keep"]

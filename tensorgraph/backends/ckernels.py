@@ -1,0 +1,253 @@
+"""Kernels of their own in C: products, gathers and sums by index, boxes at a place given as data, odd reductions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from .. import dims
+from ..dims import Dim, Shape
+from ..dtypes import DType
+from ..passes.fuse import Piece, Step
+from ..passes.layout import Layout, broadcast, collapse, layout, one, row_major, zero
+from ..passes.program import Value
+from . import cgen, cpu
+from .cgen import c_type
+
+SPECIAL = {"matmul", "take", "segment_sum", "gather", "reduce", "update_slice", "dynamic_slice", "argmax"}
+INLINE = 1 << 13  # multiplications of a product of known sizes up to which it is a plain loop
+OPEN = "    const int64_t *const s = c->s; (void)s; (void)block; (void)w;"
+
+
+class Kernels:
+    """Statements for a step that is no region; None if C has no way to do it."""
+
+    def size(self, d: Dim) -> str:
+        raise NotImplementedError
+
+    def pointer(self, root: Value) -> str:
+        raise NotImplementedError
+
+    def _function(self, body: list[str]) -> str:
+        raise NotImplementedError
+
+    def special(self, step: Step) -> list[str] | None:
+        piece = step.pieces[0]
+        if piece.kind != "special":
+            return None
+        found: list[str] | None = getattr(self, "_" + piece.name)(piece, step)
+        return found
+
+    # -- parts of statements
+    def _read(self, v: Value) -> tuple[str, Layout]:
+        """A pointer to the first element, and the layout."""
+        at = layout(v)
+        text = f"({c_type(v.root.dtype)} *){self.pointer(v.root)}"
+        return (text if zero(at.offset) else f"({text} + {self.size(at.offset)})"), at
+
+    def _axes(self, at: Layout, shape: Shape) -> tuple[str, str] | None:
+        """(size, stride) of some axes taken as one; None if no stride serves all."""
+        axes = collapse(list(zip(shape, at.strides, strict=True)))
+        if len(axes) > 1:
+            return None
+        return (self.size(axes[0][0]), self.size(axes[0][1])) if axes else ("1", "0")
+
+    def _cut(self, at: Layout, shape: Shape, *cuts: int) -> list[tuple[str, str]] | None:
+        """An array's axes in groups, each taken as one."""
+        out: list[tuple[str, str]] = []
+        for a, b in itertools.pairwise([0, *cuts, len(shape)]):
+            found = self._axes(at._replace(strides=at.strides[a:b]), shape[a:b])
+            if found is None:
+                return None
+            out.append(found)
+        return out
+
+    def _parallel(self, args: list[str], body: list[str], n: str, work: str) -> list[str]:
+        f = self._function([OPEN, *["    " + x for x in body], "}"])
+        return [f"{{ void *const a[] = {{{', '.join(args)}}};", f"  tg_run(c, {f}, a, {n}, tg_parts(c, {work}), 1); }}"]
+
+    def _nest(self, shape: Sequence[Dim], body: str) -> str:
+        """Loops over a shape, indices i0, i1, ..."""
+        loops = [f"for (int64_t i{n} = 0; i{n} < {self.size(d)}; i{n}++)" for n, d in enumerate(shape)]
+        return " ".join([*loops, body])
+
+    def _index(self, strides: Sequence[Dim]) -> str:
+        return " + ".join(f"i{n} * {self.size(s)}" for n, s in enumerate(strides) if not zero(s)) or "0"
+
+    # -- products
+    def _matmul(self, piece: Piece, step: Step) -> list[str] | None:
+        x, y, out = *piece.inputs, piece.outputs[0]
+        kind = out.dtype
+        if x.dtype != kind or y.dtype != kind or kind.name not in ("float32", "float64"):
+            return None
+        (a, at_a), (b, at_b) = self._read(x), self._read(y)
+        lead = out.shape[: len(out.shape) - (len(x.shape) > 1) - (len(y.shape) > 1)]
+        k = x.shape[-1]
+        m, a0 = (x.shape[-2], at_a.strides[-2]) if len(x.shape) > 1 else (1, k)
+        n, b1 = (y.shape[-1], at_b.strides[-1]) if len(y.shape) > 1 else (1, 1)
+        a1, b0 = at_a.strides[-1], at_b.strides[-2] if len(y.shape) > 1 else at_b.strides[-1]
+        if not lead and type(m) is int and type(n) is int and type(k) is int and m * n * k <= INLINE:
+            return self._small(a, b, self.pointer(out), kind, (m, n, k), (a0, a1, b0, b1))
+        if cpu.blas() is None or not (_walkable(a0, a1, m, k) and _walkable(b0, b1, k, n)):
+            return None
+        batches = self._batches(x, y, at_a, at_b, lead, dims.mul(m, n))
+        if batches is None:
+            return None
+        columns = ["{" + ", ".join(self.size(row[i]) for row in batches) + "}" for i in range(4)]
+        sizes = [self.size(d) for d in (m, n, k)]
+        strides = [self.size(d) for d in (a0, a1, b0, b1, n)]
+        fields = ", ".join([str(int(kind.size == 8)), *sizes, *columns, *strides, a, b, self.pointer(out)])
+        return [f"{{ const Gemm g = {{{fields}}}; c->rt->gemm(c, &g); }}"]
+
+    def _batches(self, x: Value, y: Value, a: Layout, b: Layout, lead: Shape, step: Dim) -> list[list[Dim]] | None:
+        """Three leading axes as (size, stride in x, in y, in the result); None if there are more that do not merge."""
+
+        def along(v: Value, at: Layout) -> tuple[Dim, ...]:
+            if len(v.shape) <= 2:
+                return (0,) * len(lead)
+            return broadcast(at._replace(strides=at.strides[:-2]), v.shape[:-2], lead).strides
+
+        out: list[list[Dim]] = []
+        steps = (dims.mul(step, d) for d in row_major(lead))
+        for d, *strides in zip(lead, along(x, a), along(y, b), steps, strict=True):
+            if one(d):
+                continue
+            if out and all(dims.same(p, dims.mul(d, q)) for p, q in zip(out[-1][1:], strides, strict=True)):
+                out[-1] = [dims.mul(out[-1][0], d), *strides]
+            else:
+                out.append([d, *strides])
+        return None if len(out) > 3 else [[1, 0, 0, 0]] * (3 - len(out)) + out
+
+    def _small(self, a: str, b: str, out: str, kind: DType, shape: tuple[int, int, int], strides: Any) -> list[str]:
+        t, (m, n, k) = c_type(kind), shape
+        a0, a1, b0, b1 = (self.size(d) for d in strides)
+        return [
+            f"{{ const {t} *const x = {a}; const {t} *const y = {b}; {t} *const z = ({t} *){out};",
+            f"  for (int i = 0; i < {m}; i++) {{",
+            f"    {t} row[{max(1, n)}];",
+            f"    for (int j = 0; j < {n}; j++) row[j] = 0;",
+            f"    for (int p = 0; p < {k}; p++)",
+            f"      for (int j = 0; j < {n}; j++) row[j] += x[i * {a0} + p * {a1}] * y[p * {b0} + j * {b1}];",
+            f"    for (int j = 0; j < {n}; j++) z[i * {n} + j] = row[j];",
+            "  } }",
+        ]
+
+    # -- by index
+    def _take(self, piece: Piece, step: Step) -> list[str] | None:
+        x, ids, out = *piece.inputs, piece.outputs[0]
+        axis, t = piece.kernel.node.attrs["axis"], c_type(out.dtype)
+        (a, at), (i, at_i) = self._read(x), self._read(ids)
+        cut, along = self._cut(at, x.shape, axis, axis + 1), self._axes(at_i, ids.shape)
+        if cut is None or along is None:
+            return None
+        (lead, s0), (count, s1), (tail, s2) = cut
+        n = self.size(dims.size(ids.shape))
+        body = [
+            f"const {t} *const x = a[0]; const {c_type(ids.dtype)} *const ids = a[1]; {t} *const y = a[2];",
+            "for (int64_t r = lo; r < hi; r++) {",
+            f"    const int64_t i = tg_index(c, ids[(r % {n}) * {along[1]}], {count});",
+            f"    const {t} *const from = x + (r / {n}) * {s0} + i * {s1};",
+            f"    for (int64_t j = 0; j < {tail}; j++) y[r * {tail} + j] = from[j * {s2}];",
+            "}",
+        ]
+        return self._parallel([a, i, self.pointer(out)], body, f"{lead} * {n}", f"{lead} * {n} * {tail}")
+
+    def _segment_sum(self, piece: Piece, step: Step) -> list[str] | None:
+        """Each part owns a range of the result's rows and looks at all ids: the order of a sum is that of the rows."""
+        x, ids, out = *piece.inputs, piece.outputs[0]
+        axis, t = piece.kernel.node.attrs["axis"], c_type(out.dtype)
+        (a, at), (i, at_i) = self._read(x), self._read(ids)
+        cut, along = self._cut(at, x.shape, axis, axis + len(ids.shape)), self._axes(at_i, ids.shape)
+        if cut is None or along is None:
+            return None
+        (lead, s0), (_, s1), (tail, s2) = cut
+        n, count = self.size(dims.size(ids.shape)), self.size(piece.kernel.node.attrs["count"])
+        body = [
+            f"const {t} *const x = a[0]; const {c_type(ids.dtype)} *const ids = a[1]; {t} *const y = a[2];",
+            f"for (int64_t l = 0; l < {lead}; l++) {{",
+            f"    memset(y + (l * {count} + lo) * {tail}, 0, (size_t)((hi - lo) * {tail}) * sizeof({t}));",
+            f"    for (int64_t r = 0; r < {n}; r++) {{",
+            f"        const int64_t i = tg_index(c, ids[r * {along[1]}], {count});",
+            "        if (i < lo || i >= hi) continue;",
+            f"        {t} *const to = y + (l * {count} + i) * {tail};",
+            f"        const {t} *const from = x + l * {s0} + r * {s1};",
+            f"        for (int64_t j = 0; j < {tail}; j++) to[j] += from[j * {s2}];",
+            "    }",
+            "}",
+        ]
+        return self._parallel([a, i, self.pointer(out)], body, count, f"{lead} * ({count} + {n}) * {tail}")
+
+    def _update_slice(self, piece: Piece, step: Step) -> list[str] | None:
+        (x, new, position), out = piece.inputs, piece.outputs[0]
+        axis, t = piece.kernel.node.attrs["axis"], c_type(out.dtype)
+        if new.dtype != out.dtype or x.dtype != out.dtype:
+            return None
+        (a, at), (b, at_b), (p, _) = self._read(x), self._read(new), self._read(position)
+        to = row_major(out.shape)
+        copy = self._nest(out.shape, f"y[{self._index(to)}] = x[{self._index(at.strides)}];")
+        room = f"{self.size(dims.sub(x.shape[axis], new.shape[axis]))} + 1"
+        return [
+            f"{{ const {t} *const x = {a}; const {t} *const n = {b}; {t} *const y = {self.pointer(out)}; (void)x;",
+            *([copy] if step.alias[0] != 0 else []),
+            f"const int64_t at = tg_index(c, *({p}), {room}) * {self.size(to[axis])};",
+            self._nest(new.shape, f"y[at + {self._index(to)}] = n[{self._index(at_b.strides)}];"),
+            "}",
+        ]
+
+    def _dynamic_slice(self, piece: Piece, step: Step) -> list[str] | None:
+        (x, position), out = piece.inputs, piece.outputs[0]
+        axis, t = piece.kernel.node.attrs["axis"], c_type(out.dtype)
+        (a, at), (p, _) = self._read(x), self._read(position)
+        room = f"{self.size(dims.sub(x.shape[axis], out.shape[axis]))} + 1"
+        to = self._index(row_major(out.shape))
+        return [
+            f"{{ const {t} *const x = {a}; {t} *const y = {self.pointer(out)};",
+            f"const int64_t at = tg_index(c, *({p}), {room}) * {self.size(at.strides[axis])};",
+            self._nest(out.shape, f"y[{to}] = x[at + {self._index(at.strides)}];"),
+            "}",
+        ]
+
+    # -- reductions whose axes are neither first nor last
+    def _reduce(self, piece: Piece, step: Step) -> list[str] | None:
+        x, out, node = piece.inputs[0], piece.outputs[0], piece.kernel.node
+        axes, t, name = node.attrs["axis"], c_type(out.dtype), node.op.name
+        a, at = self._read(x)
+        kept = iter(row_major([d for i, d in enumerate(x.shape) if i not in axes]))
+        y = f"y[{self._index([0 if i in axes else next(kept) for i in range(len(x.shape))])}]"
+        start = cgen.start(name, out.dtype)
+        inner = f"{{ const {t} u = x[{self._index(at.strides)}]; {cgen.merge(name, y, 'u', out.dtype)} }}"
+        return [
+            f"{{ const {t} *const x = {a}; {t} *const y = {self.pointer(out)};",
+            f"for (int64_t i = 0; i < {self.size(dims.size(out.shape))}; i++) y[i] = {start};",
+            self._nest(x.shape, inner),
+            "}",
+        ]
+
+    def _argmax(self, piece: Piece, step: Step) -> list[str] | None:
+        """The first NaN, or else the first of the largest, as in NumPy."""
+        x, out = piece.inputs[0], piece.outputs[0]
+        axis, t = piece.kernel.node.attrs["axis"], c_type(x.dtype)
+        a, at = self._read(x)
+        others = [i for i in range(len(x.shape)) if i != axis]
+        row = self._index([at.strides[i] for i in others])
+        inner = [
+            f"{{ const {t} *const row = x + {row}; int64_t at = 0; {t} best = row[0];",
+            f"  for (int64_t j = 1; j < {self.size(x.shape[axis])} && best == best; j++) {{",
+            f"    const {t} v = row[j * {self.size(at.strides[axis])}];",
+            "    if (v > best || v != v) { best = v; at = j; }",
+            "  }",
+            "  *y++ = (int32_t)at; }",
+        ]
+        head = f"{{ const {t} *const x = {a}; int32_t *y = {self.pointer(out)};"
+        return [head, self._nest([x.shape[i] for i in others], inner[0]), *inner[1:], "}"]
+
+
+def _walkable(along_rows: Dim, along_columns: Dim, rows: Dim, columns: Dim) -> bool:
+    """Whether BLAS can read a matrix: one of its strides is 1, none is 0; a vector may have any stride but 0."""
+    if one(rows) or one(columns):
+        return (one(rows) or not zero(along_rows)) and (one(columns) or not zero(along_columns))
+    return (one(along_rows) and not zero(along_columns)) or (one(along_columns) and not zero(along_rows))
+
+
+__all__ = ["SPECIAL", "Kernels"]

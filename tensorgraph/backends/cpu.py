@@ -1,0 +1,189 @@
+"""What generated C stands on: the compiler, its cache on disk, the runtime (`runtime.c`) and NumPy's own BLAS."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import glob
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import BackendError
+
+BLAS_NAMES = [  # product, threads, whether its integers have 64 bits
+    ("scipy_cblas_{}gemm64_", "scipy_openblas_{}_num_threads64_", True),
+    ("cblas_{}gemm64_", "openblas_{}_num_threads64_", True),
+    ("scipy_cblas_{}gemm", "scipy_openblas_{}_num_threads", False),
+    ("cblas_{}gemm", "openblas_{}_num_threads", False),
+]
+
+
+@functools.cache
+def text(name: str) -> str:
+    """A C file that stands beside this one."""
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def compiler() -> str | None:
+    """The C compiler: $CC, cc, gcc or clang; None if there is none."""
+    for name in (os.environ.get("CC", "").split(" ")[0], "cc", "gcc", "clang"):
+        found = shutil.which(name) if name else None
+        if found and os.name == "posix":
+            return found
+    return None
+
+
+def need_compiler() -> str:
+    """The C compiler. Raises BackendError[TG704] if there is none."""
+    cc = compiler()
+    if cc is None:
+        raise BackendError(
+            "TG704",
+            "backend 'c' needs a C compiler, and none was found",
+            hint='install gcc or clang, set CC, or use backend="numpy"',
+        )
+    return cc
+
+
+@functools.cache
+def _identity(cc: str) -> str:
+    """What a cached build depends on besides its source: compiler and processor."""
+    version = subprocess.run([cc, "--version"], capture_output=True, text=True, check=False).stdout
+    cpu = platform.processor() + platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu += "".join(sorted({x for x in lines if x.startswith(("model name", "flags", "Features", "CPU part"))}))
+    except OSError:
+        pass
+    return f"{cc}\n{version}\n{cpu}"
+
+
+@functools.cache
+def cache() -> Path:
+    """The folder of built code, in $TENSORGRAPH_CACHE or the user's cache; a fresh one if others can write there."""
+    root = os.environ.get("TENSORGRAPH_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "tensorgraph"
+    )
+    folder = Path(root) / "c"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = folder.stat()
+        if (
+            found.st_uid == os.getuid()
+            and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            and os.access(folder, os.W_OK)
+        ):
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="tensorgraph-"))
+
+
+def flags(strict: bool) -> list[str]:
+    """Both modes keep the order of operations; strict forbids fused multiply-add, and takes exp and tanh from libm."""
+    common = [
+        "-O3",
+        "-march=native",
+        "-std=gnu11",
+        "-shared",
+        "-fPIC",
+        "-fopenmp-simd",
+        "-fwrapv",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-fno-strict-aliasing",
+        "-w",
+    ]
+    return [*common, *(["-DTG_STRICT", "-ffp-contract=off"] if strict else ["-ffp-contract=fast"])]
+
+
+def build(source: str, options: list[str]) -> str:
+    """The shared library of a source, from the cache or compiled now.
+
+    Raises BackendError[TG704] without a compiler, [TG705] if it fails.
+    """
+    cc = need_compiler()
+    key = hashlib.blake2b("\n".join([source, *options, _identity(cc)]).encode(), digest_size=20).hexdigest()
+    path = cache() / f"{key}.so"
+    if path.exists():
+        return str(path)
+    with tempfile.TemporaryDirectory(dir=cache()) as folder:
+        text, made = Path(folder, "unit.c"), Path(folder, "unit.so")
+        text.write_text(source, encoding="utf-8")
+        ran = subprocess.run(
+            [cc, *options, str(text), "-o", str(made), "-lm", "-lpthread"], capture_output=True, text=True, check=False
+        )
+        if ran.returncode:
+            raise BackendError(
+                "TG705",
+                "the C compiler failed on generated code",
+                notes=ran.stderr.splitlines()[:6],
+                hint='backend="numpy" needs no compiler',
+            )
+        os.replace(made, path)
+    return str(path)
+
+
+@functools.cache
+def blas() -> tuple[Any, ...] | None:
+    """(sgemm, dgemm, set_threads, get_threads, 64-bit ints) of the OpenBLAS that NumPy uses; None if not found."""
+    base = Path(np.__file__).parent
+    paths = sorted(glob.glob(str(base.parent / "numpy.libs" / "*openblas*"))) + sorted(
+        glob.glob(str(base / ".dylibs" / "*openblas*"))
+    )
+    core = getattr(np, "_core", None)
+    paths += [getattr(getattr(core, "_multiarray_umath", None), "__file__", "") or ""]
+    for path in filter(None, paths):
+        try:
+            library = ctypes.CDLL(path)
+        except OSError:
+            continue
+        for name, threads, wide in BLAS_NAMES:
+            try:
+                found = [getattr(library, name.format(x)) for x in "sd"] + [
+                    getattr(library, threads.format(x)) for x in ("set", "get")
+                ]
+            except AttributeError:
+                continue
+            return (*found, wide)
+    return None
+
+
+def threads() -> int:
+    """$TENSORGRAPH_THREADS or $OMP_NUM_THREADS, or as many as the process may run on."""
+    for name in ("TENSORGRAPH_THREADS", "OMP_NUM_THREADS"):
+        if os.environ.get(name, "").isdigit() and int(os.environ[name]):
+            return int(os.environ[name])
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def runtime() -> Any:
+    """The pool's library, one per process."""
+    library = ctypes.CDLL(build(text("runtime.c").replace('#include "runtime.h"\n', text("runtime.h")), flags(False)))
+    found = blas()
+    address = [ctypes.cast(f, ctypes.c_void_p) for f in found[:4]] if found else [ctypes.c_void_p()] * 4
+    library.tg_init.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 4, ctypes.c_int]
+    library.tg_init(threads(), *address, int(bool(found and found[4])))
+    library.tg_step.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    library.tg_reserve.argtypes = [ctypes.c_int64]
+    library.tg_reserve(1 << 16)
+    return library
+
+
+def reserve(bytes: int) -> int:
+    """Scratch of so many bytes for every thread; the address of the runtime."""
+    library = runtime()
+    if library.tg_reserve(bytes):
+        raise MemoryError(f"no {bytes} bytes of scratch")
+    return ctypes.addressof(ctypes.c_char.in_dll(library, "tg_rt"))

@@ -1,0 +1,19 @@
+/* What a generated unit knows of the runtime: how it is called, and the pool and products that it may use. */
+#include <stdint.h>
+#include <string.h>
+#include <math.h>
+#define TG_FN static inline __attribute__((always_inline, unused))
+typedef struct Rt Rt;
+typedef struct Call { void *const *p; const int64_t *s; const Rt *rt; int64_t bad; } Call;
+typedef void (*Fn)(Call *, void *const *, int64_t, int64_t, int64_t, char *);
+typedef struct Gemm {
+    int64_t wide, m, n, k, batch[3], as[3], bs[3], cs[3], a0, a1, b0, b1, ldc;
+    const void *a, *b; void *c;
+} Gemm;
+typedef struct Range { const void *p; int64_t n, size, low, high, ignores, ignored; } Range; /* size -1: unsigned */
+struct Rt {
+    void (*run)(Call *, Fn, void *const *, int64_t n, int64_t parts, int64_t unit);
+    void (*gemm)(Call *, const Gemm *);
+    char *scratch;
+    int64_t threads;
+};

@@ -1,0 +1,280 @@
+"""Generated C against the reference: every op, training, state in place, threads, and machines without a compiler."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import tensorgraph as tg
+from tensorgraph import interpret, testing
+from tensorgraph.backends import cpu
+from tensorgraph.complex_numpy import guarded
+from tensorgraph.gradcheck.sampling import small_sizes
+from tensorgraph.graph import Graph
+from tests.test_ops import OPS, every_sample, rounding, small_variants
+
+pytestmark = pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler")
+
+
+def all_cases(dtype, ones):
+    """Every sample as a graph, or every variant of it with sizes of 1, by (op, number of the sample)."""
+    for name, op in OPS.items():
+        for i, sample in enumerate(op.samples):
+            if op.effect:
+                continue
+            found = small_variants(op, sample, 1) if ones else [testing.build(op, sample, dtype=dtype)]
+            for n, case in enumerate(found):
+                for t in case.inputs:
+                    if t is not None:
+                        t.label = f"{name}.{i}.{n}.{t.label}"
+                yield (name, i), case
+
+
+@functools.cache
+def ran(dtype, strict, ones=False):
+    """All of them compiled as one unit: (case, result, reference) by (op, number of the sample)."""
+    cases = list(all_cases(dtype, ones))
+    outputs = {f"{n}/{j}": y for n, (_, case) in enumerate(cases) for j, y in enumerate(case.results)}
+    graph = Graph(outputs)
+    sizes = small_sizes(graph)
+    values = {}
+    for _, case in cases:
+        values |= {t: np.asarray(a).astype(t.dtype.np) for t, a in case.values(sizes).items()}
+    got = tg.compile(graph, backend="c", strict=strict, binding=sizes)(**{t.label: a for t, a in values.items()})
+    out = {}
+    with guarded():
+        for n, (key, case) in enumerate(cases):
+            want = interpret.evaluate(case.results, values, sizes)
+            out.setdefault(key, []).append((case, [got[f"{n}/{j}"] for j in range(len(want))], want))
+    return out
+
+
+def agree(found, dtype):
+    for case, got, want in found:
+        for y, a, b in zip(case.results, got, want, strict=True):
+            assert a.shape == b.shape and a.dtype == y.dtype.np
+            if not y.dtype.is_float:
+                np.testing.assert_array_equal(a, b)
+                continue
+            bound = rounding(case, dtype) * (2.0**-29 if dtype == "float64" else 1.0)
+            a, b = a.astype("float64"), np.asarray(b).astype("float64")
+            np.testing.assert_allclose(a, b, rtol=bound, atol=bound * max(1.0, np.max(np.abs(b), initial=0)))
+
+
+@every_sample
+@pytest.mark.parametrize(
+    ("dtype", "strict"), [("float32", False), ("float32", True), ("float64", False), ("bfloat16", False)]
+)
+def test_every_op_agrees_with_the_reference(op, sample, dtype, strict):
+    if op.effect:
+        pytest.skip("two nodes give two streams of random numbers")
+    agree(ran(dtype, strict)[op.name, op.samples.index(sample)], dtype)
+
+
+@every_sample
+def test_sizes_of_one(op, sample):
+    agree(ran("float64", False, True).get((op.name, op.samples.index(sample)), []), "float64")
+
+
+# ------------------------------------------------------------------------------------- whole training steps
+
+
+def mini(B="B", T="T"):
+    """A small decoder's loss with all that fusion meets: norms, attention, an activation, tied embeddings."""
+    B, T = tg.dims(f"{B} {T}")
+    V, d, H = 11, 8, 2
+    ids, labels = tg.input("ids", (B, T), "int32"), tg.input("labels", (B, T), "int32")
+    norms, heads = {"g": (d,), "b": (d,), "qkv": (d, 3 * d), "o": (d, d)}, {"up": (d, 20), "ub": (20,), "down": (20, d)}
+    p = {n: tg.param(n, s) for n, s in {"wte": (V, d), **norms, **heads}.items()}
+    x = tg.take(p["wte"], ids)
+    h = tg.layer_norm(x, p["g"], p["b"])
+    q, k, v = ((h @ p["qkv"]).reshape(B, T, 3, H, d // H)[:, :, i].permute(0, 2, 1, 3) for i in range(3))
+    x = x + tg.attention(q, k, v, causal=True).permute(0, 2, 1, 3).reshape(B, T, d) @ p["o"]
+    x = x + tg.gelu_tanh(tg.rms_norm(x, p["g"]) @ p["up"] + p["ub"]) @ p["down"]
+    return tg.cross_entropy(tg.layer_norm(x, None, None) @ p["wte"].T, labels)
+
+
+def arrays(step, seed=0, B=2, T=7):
+    rng = np.random.default_rng(seed)
+    params = {
+        n: (rng.standard_normal(interpret.shape_of(p, {})) * 0.3).astype("float32") for n, p in step.params.items()
+    }
+    ids, labels = (rng.integers(0, 11, (B, T)).astype("int32") for _ in range(2))
+    labels[0, 0] = -100
+    return params, {"ids": ids, "labels": labels}
+
+
+def trained(backend, steps=4, sizes=({"B": 2, "T": 7},), strict=False, optimiser=None):
+    step = tg.compile(mini(), update=optimiser or tg.optim.AdamW(1e-2), backend=backend, strict=strict)
+    params, _ = arrays(step)
+    state, losses = step.init(params), []
+    for i in range(steps):
+        for s in sizes:
+            value, state = step(state, **arrays(step, i, **s)[1])
+            losses.append(value)
+    return np.array(losses), dict(state)
+
+
+def same_run(a, b, rtol=2e-5):
+    np.testing.assert_allclose(a[0], b[0], rtol=rtol)
+    assert a[1].keys() == b[1].keys()
+    for n in a[1]:
+        np.testing.assert_allclose(a[1][n], b[1][n], rtol=1e-3, atol=1e-4, err_msg=n)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_training_is_what_numpy_trains(strict):
+    same_run(trained("c", strict=strict), trained("numpy"))
+
+
+def test_new_sizes_rebuild_nothing():
+    sizes = [{"B": 2, "T": 7}, {"B": 3, "T": 5}, {"B": 1, "T": 2}]
+    same_run(trained("c", 2, sizes), trained("numpy", 2, sizes))
+
+
+@pytest.mark.parametrize(
+    "optimiser", [tg.optim.SGD(0.1, momentum=0.9), tg.optim.AdamW(1e-2, clip=0.5), tg.optim.SGD(0.1)]
+)
+def test_other_optimisers(optimiser):
+    same_run(trained("c", optimiser=optimiser), trained("numpy", optimiser=optimiser))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_every_run_gives_the_same_bits(strict):
+    a, b = trained("c", strict=strict), trained("c", strict=strict)
+    np.testing.assert_array_equal(a[0], b[0])
+    for n in a[1]:
+        np.testing.assert_array_equal(a[1][n], b[1][n])
+
+
+# --------------------------------------------------------------------------------------------- functions
+
+
+def test_polynomials_are_as_close_as_they_say():
+    x = tg.input("x", (tg.dim("n"),))
+    f = tg.compile({"exp": tg.exp(x), "tanh": tg.tanh(x)}, backend="c")
+    small = np.geomspace(1e-30, 1, 20_001)
+    grid = np.concatenate([np.linspace(-105, 90, 400_001), small, -small]).astype("float32")
+    got = f(x=grid)
+    for name, ulps in (("exp", 2), ("tanh", 3)):
+        with np.errstate(over="ignore", under="ignore"):
+            want = getattr(np, name)(grid.astype("float64"))
+            top = np.isinf(want.astype("float32"))
+            unit = np.maximum(np.spacing(np.abs(want.astype("float32"))), np.float32(1e-45)).astype("float64")
+        assert np.isinf(got[name][top]).all()
+        assert np.max(np.abs(got[name].astype("float64") - want)[~top] / unit[~top]) <= ulps, name
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_nan_and_infinity_are_kept(strict):
+    x = tg.input("x", (4,))
+    ys = {
+        "exp": tg.exp(x),
+        "tanh": tg.tanh(x),
+        "max": tg.max(x),
+        "maximum": tg.maximum(x, 0.0),
+        "relu": tg.relu(x),
+        "sign": tg.sign(x),
+    }
+    given = np.array([np.nan, np.inf, -np.inf, 1.0], "float32")
+    with np.errstate(all="ignore"):
+        want = tg.compile(ys, backend="numpy")(x=given)
+    got = tg.compile(ys, backend="c", strict=strict)(x=given)
+    for n in ys:
+        np.testing.assert_allclose(got[n], want[n], rtol=1e-6, err_msg=n)
+
+
+def test_arrays_that_are_not_contiguous():
+    x, y = tg.input("x", (5, 4)), tg.input("y", (5, 4))
+    f = tg.compile({"y": y + x}, donate={"y": "y"}, backend="c")
+    a, b = np.arange(20, dtype="float32").reshape(4, 5).T, np.ones((4, 5), "float32").T
+    want = a + b
+    f(x=a, y=b)
+    np.testing.assert_array_equal(b, want)
+
+
+def test_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(cpu, "compiler", lambda: None)
+    x = tg.input("x", (3,))
+    with pytest.raises(tg.errors.BackendError, match="needs a C compiler"):
+        tg.compile(x + 1.0, backend="c")
+    assert tg.compile(x + 1.0)(x=np.zeros(3, "float32")).tolist() == [1, 1, 1]
+
+
+# ------------------------------------------------------------------------------------- the call made again
+
+
+def test_a_step_made_again_checks_what_it_is_given():
+    ids, w = tg.input("ids", (3,), "int32"), tg.param("w", (5, 2))
+    step = tg.compile(tg.take(w, ids).square().sum(), update=tg.optim.SGD(0.1), backend="c")
+    plain = tg.compile(tg.take(w, ids).square().sum(), update=tg.optim.SGD(0.1), backend="numpy")
+    params = {"w": np.arange(10, dtype="float32").reshape(5, 2)}
+    a, b = step.init(params), plain.init(params)
+    batch = np.array([0, 2, 4], np.int32)
+    for given in (batch, batch, batch[::-1], batch.astype("int64"), batch.copy(), batch):
+        x, a = step(a, ids=given)
+        y, b = plain(b, ids=given)
+        np.testing.assert_allclose(x, y, rtol=1e-6)
+    assert a.repeat is not None, "this graph has the short way"
+    np.testing.assert_allclose(a["params/w"], b["params/w"], rtol=1e-6)
+    before = a["params/w"].copy()
+    for wrong in ([0, 5, 1], [-1, 0, 0]):
+        with pytest.raises(tg.errors.DataError, match="outside"):
+            step(a, ids=np.array(wrong, np.int32))
+    with pytest.raises(tg.errors.DataError, match="no value given for ids"):
+        step(a)
+    np.testing.assert_array_equal(a["params/w"], before)
+    old = a
+    _, a = step(a, ids=batch)
+    with pytest.raises(tg.errors.StateError, match="consumed"):
+        step(old, ids=batch)
+
+
+def test_an_index_that_the_graph_computes_is_checked_where_it_is_used():
+    ids, x = tg.input("ids", (3,), "int32"), tg.input("x", (5,))
+    f = tg.compile(tg.take(x, ids + ids), backend="c")
+    given = np.arange(5, dtype="float32")
+    np.testing.assert_array_equal(f(x=given, ids=np.array([0, 1, 2], np.int32)), [0, 2, 4])
+    with pytest.raises(tg.errors.DataError, match="outside its axis"):
+        f(x=given, ids=np.array([0, 1, 3], np.int32))
+
+
+THREADED = """
+import hashlib, sys
+import numpy as np, tensorgraph as tg
+B, T, d, V = tg.dims("B T d V")
+x, labels = tg.input("x", (B, T, d)), tg.input("labels", (B, T), "int32")
+w, g, u = tg.param("w", (d, d)), tg.param("g", (d,)), tg.param("u", (V, d))
+h = tg.gelu_tanh(tg.layer_norm(x, g, None) @ w)
+q = h.reshape(B, T, 4, d / 4).permute(0, 2, 1, 3)
+h = h + tg.attention(q, q, q, causal=True).permute(0, 2, 1, 3).reshape(B, T, d)
+loss = tg.cross_entropy(h @ u.T, labels)
+step = tg.compile(loss, update=tg.optim.AdamW(1e-2, clip=1.0), backend="c", strict=sys.argv[1] == "strict")
+r = np.random.default_rng(0)
+draw = lambda *s: r.standard_normal(s).astype("float32")
+state = step.init({"w": draw(192, 192) / 14, "g": draw(192), "u": draw(777, 192) / 14})
+for _ in range(3):
+    given = {"x": draw(5, 65, 192), "labels": r.integers(0, 777, (5, 65)).astype("int32")}
+    value, state = step(state, **given)
+digest = hashlib.sha256(value.tobytes())
+for n in sorted(state):
+    digest.update(state[n].tobytes())
+print(digest.hexdigest())
+"""
+
+
+@pytest.mark.parametrize("mode", ["strict", "fast"])
+def test_any_number_of_threads_gives_the_same_bits(mode):
+    def digest(threads):
+        env = {**os.environ, "TENSORGRAPH_THREADS": str(threads)}
+        done = subprocess.run(
+            [sys.executable, "-c", THREADED, mode], env=env, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    assert len({digest(n) for n in (1, 2, 3, 3)}) == 1
