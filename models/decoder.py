@@ -18,7 +18,7 @@ from tensorgraph.tensor import Tensor
 from .latent import Latent, LatentAttention
 from .model import Model, Spec, ids
 from .moe import MixtureOfExperts, Routing, balance_loss
-from .parts import Attention, Cache, Context, FeedForward, Routed, norm_of, rotation, sinusoidal
+from .parts import Attention, Cache, Context, FeedForward, Routed, Source, norm_of, rotation, sinusoidal
 
 FULL = "full_attention"
 SLIDING = "sliding_attention"
@@ -166,13 +166,14 @@ class Decoder(Model):
         visible: Tensor | None = None,
         merge: Callable[[Tensor], Tensor] | None = None,
         routed: list[Routed] | None = None,
+        source: Source | None = None,
     ) -> Tensor:
         """Logits [B, T, V]; with a cache, those of the last position alone [B, 1, V].
 
         `attention_mask` [B, T] is 0 at padding ([B, C] with a cache); `position_ids` [B, T] default to 0 .. T - 1.
         `visible`, bool [B, 1, T, S], says which keys each query sees, padding included. `merge` makes of the embedded
         tokens [B, T, d] what the layers take.
-        `routed` is filled with what the routers of experts chose.
+        `routed` is filled with what the routers of experts chose. `source`: what layers of cross-attention attend to.
         """
         p, T = self.plan, input_ids.shape[1]
         counted = arange(size=T) if cache is None else arange(size=T) + cache.position
@@ -187,16 +188,20 @@ class Decoder(Model):
             x = x + self.positions(None if first else places, T)
         elif p.positions == "sinusoidal":
             x = x + sinusoidal(places, p.d, x.dtype)
-        context = Context(mask=key_mask(attention_mask) if visible is None else visible, cache=cache, routed=routed)
+        context = Context(mask=key_mask(attention_mask) if visible is None else visible, cache=cache, routed=routed, source=source)
         for kind in _rotations(p):
             context.rope[kind] = rotation(p.ropes[kind], p.k, places, x.dtype)
-        x = self.layers(x, context)
+        x = self.run(x, context)
         if cache is not None:
             x = x[:, -1:]
         logits = self.head(x if self.norm is None else self.norm(x))
         if p.logit_softcap is not None:
             logits = tanh(logits / p.logit_softcap) * p.logit_softcap
         return logits.named("logits")
+
+    def run(self, x: Tensor, context: Context) -> Tensor:
+        """All layers, one after another."""
+        return self.layers(x, context)
 
     def specs(self, names: tuple[str, ...]) -> dict[str, Spec]:
         return ids("input_ids", "attention_mask", "position_ids", "labels")

@@ -9,6 +9,7 @@ from typing import Any
 from tensorgraph.dims import Dim, add, dims
 from tensorgraph.errors import ModelError
 from tensorgraph.nn import LayerNorm, Module, ModuleList, Parameter
+from tensorgraph.ops.elementwise import tanh
 from tensorgraph.ops.movement import concat, expand, permute, reshape
 from tensorgraph.tensor import Tensor
 
@@ -31,6 +32,8 @@ class Plan:
     post_norm: bool = False  # after each residual sum instead of before each branch
     causal: bool = False
     qkv_bias: bool = True
+    out_bias: bool = True
+    gated: bool = False  # each branch is weighted by tanh of a number
 
 
 def plan_of(config: Mapping[str, Any], size: Sizes, **flags: Any) -> Plan:
@@ -53,9 +56,11 @@ class Layer(Module):
 
     def __init__(self, p: Plan) -> None:
         super().__init__()
+        self.attn_gate = Parameter((1,), init="zeros") if p.gated else None
+        self.mlp_gate = Parameter((1,), init="zeros") if p.gated else None
         self.post_norm = p.post_norm
         self.attn_norm = LayerNorm(p.d, p.norm_eps)
-        self.attn = Attention(p.d, p.H, p.k, bias=p.qkv_bias, out_bias=True, causal=p.causal)
+        self.attn = Attention(p.d, p.H, p.k, bias=p.qkv_bias, out_bias=p.out_bias, causal=p.causal)
         self.mlp_norm = LayerNorm(p.d, p.norm_eps)
         self.mlp = FeedForward(p.d, p.f, p.activation, bias=True)
 
@@ -63,8 +68,13 @@ class Layer(Module):
         if self.post_norm:
             x = self.attn_norm(x + self.attn(x, context))
             return self.mlp_norm(x + self.mlp(x))
-        x = x + self.attn(self.attn_norm(x), context)
-        return x + self.mlp(self.mlp_norm(x))
+        x = x + gated(self.attn(self.attn_norm(x), context), self.attn_gate)
+        return x + gated(self.mlp(self.mlp_norm(x)), self.mlp_gate)
+
+
+def gated(x: Tensor, gate: Parameter | None) -> Tensor:
+    """tanh(gate) · x; x itself without a gate."""
+    return x if gate is None else x * tanh(gate)
 
 
 class Layers(ModuleList):
@@ -178,4 +188,4 @@ class ImageEmbedding(Module):
         return x + self.positions
 
 
-__all__ = ["Image", "ImageEmbedding", "Layer", "Layers", "PatchEmbedding", "Plan", "image_of", "plan_of"]
+__all__ = ["Image", "ImageEmbedding", "Layer", "Layers", "PatchEmbedding", "Plan", "gated", "image_of", "plan_of"]

@@ -82,17 +82,30 @@ class Routed(NamedTuple):
     chosen: Tensor
 
 
+@dataclass(frozen=True)
+class Source:
+    """What cross-attention attends to: x [B, S, s]; `mask`, bool [B, 1, T, S], says which of it each query sees.
+
+    `seeing`, bool [B, T, 1], is false for queries that see nothing of it.
+    """
+
+    x: Tensor
+    mask: Tensor | None = None
+    seeing: Tensor | None = None
+
+
 @dataclass
 class Context:
     """What all layers of one forward share: `mask` (bool [B, 1, 1, S], or None), `rope` by layer type, the cache.
 
-    `routed` gathers what routers chose, if it is asked for.
+    `routed` gathers what routers chose, if it is asked for. `source` is what layers of cross-attention attend to.
     """
 
     mask: Tensor | None = None
     rope: dict[str, Rotation] = field(default_factory=dict)
     cache: Cache | None = None
     routed: list[Routed] | None = None
+    source: Source | None = None
 
 
 # ----------------------------------------------------------------------------------------------- attention
