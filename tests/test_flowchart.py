@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ import pytest
 from test_visualize import Geometry, overlap, touches
 
 import tensorgraph as tg
+from tensorgraph.cli import main
 from tensorgraph.errors import GraphError
 from tensorgraph.graph import Graph
 from tensorgraph.models import build
-from tensorgraph.visualize import LEVELS, SEED_LEGEND, Picture, View, draw, ledger
+from tensorgraph.visualize import LEVELS, SEED_LEGEND, THEMES, Picture, View, draw, ledger
 from tensorgraph.visualize.project import Projection, human
 from tensorgraph.visualize.seed import STAGES, stages
+from tensorgraph.visualize.theme import contrast
 
 
 def traced(name: str, loss: bool = False, **changes: Any) -> tuple[Graph, Any]:
@@ -507,7 +510,7 @@ def test_every_table_form_says_the_same(tmp_path: Path) -> None:
     assert sum(int(r["count"]) for r in parsed) == 124_439_808 and len(parsed) == len(found.rows)
     body = [x for x in found.latex.splitlines() if x.endswith(r"\\")]
     assert {len(re.findall(r"(?<!\\)&", x)) for x in body} == {5} and len(body) == 1 + len(rows) + len(totals)
-    for suffix in (".txt", ".md", ".html", ".tex", ".csv", ".json"):
+    for suffix in (".txt", ".md", ".html", ".tex", ".csv", ".json", ".svg"):
         assert found.save(tmp_path / f"x{suffix}").stat().st_size > 500
     with pytest.raises(GraphError, match=r"TG386.*'\.pdf'"):
         found.save(tmp_path / "x.pdf")
@@ -519,3 +522,113 @@ def test_hostile_names_stay_cells_in_every_form() -> None:
     assert "<b>" not in found.html and r"\input{" not in found.latex
     assert next(csv.reader(io.StringIO(found.csv.split("\n", 1)[1])))[0] == "'" + bad
     assert len(re.findall(r"(?<!\\)\|", found.markdown.splitlines()[2])) == 14
+
+
+# ------------------------------------------------------------------------------- where the parameters live
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawn(svg: str) -> tuple[ET.Element, dict[str, ET.Element]]:
+    """The picture, and its areas by what they say on pointing."""
+    root = ET.fromstring(svg)
+    return root, {(r.find(f"{SVG}title").text or ""): r for r in root.iter(f"{SVG}rect") if len(r)}  # type: ignore[union-attr]
+
+
+def test_bars_are_as_long_as_the_counts_are_great() -> None:
+    found = ledger(build("gpt2"), name="gpt2")
+    root, areas = drawn(found.bars())
+    counts = {name: int(name.partition(": ")[2].split()[0].replace(",", "")) for name in areas}
+    assert sum(counts.values()) == 124_439_808
+    wide = {name: float(r.attrib["width"]) for name, r in areas.items()}
+    unit = max(wide.values()) / max(counts.values())
+    assert all(wide[n] == pytest.approx(max(counts[n] * unit, 0.5), abs=0.006) for n in areas)
+    said = {t.text for t in root.iter(f"{SVG}text")}
+    assert {"embedding", "39.4 M · 31.6 %", "h.mlp.c_fc ×12", "28.3 M"} <= said
+
+
+def test_an_icicles_areas_are_shares_and_nest() -> None:
+    found = ledger(build("clip-vit-l-14-336"), name="clip")
+    root, areas = drawn(found.icicle())
+    place = {n.partition(":")[0] + r.attrib["y"]: [float(r.attrib[k]) for k in ("x", "y", "width", "height")]
+             for n, r in areas.items()}  # fmt: skip
+    counts = {n.partition(":")[0] + r.attrib["y"]: int(n.partition(": ")[2].split()[0].replace(",", ""))
+              for n, r in areas.items()}  # fmt: skip
+    (whole,) = [n for n in place if n.startswith("clip")]
+    assert counts[whole] == 427_944_193
+    unit = (place[whole][3] + 1.5) / counts[whole]
+    assert all(p[3] == pytest.approx(max(counts[n] * unit - 1.5, 0.5), abs=0.01) for n, p in place.items())
+    columns = sorted({p[0] for p in place.values()})
+    for left, right in itertools.pairwise(columns):  # every area stands beside the one that it is part of
+        for x, y, _, height in place.values():
+            if x == right:
+                beside = [q for q in place.values() if q[0] == left]
+                assert any(q[1] - 0.01 <= y and y + height <= q[1] + q[3] + 1.6 for q in beside)
+    for a, b in itertools.combinations(place.values(), 2):
+        assert not overlap((a[0], a[1], a[0] + a[2], a[1] + a[3]), (b[0], b[1], b[0] + b[2], b[1] + b[3]), 0.51)
+    assert "encoder.layers.0…23 ×24" in {t.text for t in root.iter(f"{SVG}text")}
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_pictures_of_counts_hold_in_every_theme(theme: str) -> None:
+    """Every text is readable where it stands, inside the page; names do no harm."""
+    bad = '<script>alert(1)</script>&"'
+    m = build("gpt2")
+    m.freeze("*.h.*")
+    for found in (ledger(m, name=bad), ledger(Graph(tg.input("x", (2, 3)) @ tg.ops.leaf.param(bad, (3, 3))), name=bad)):
+        for svg in (found.bars(theme), found.icicle(theme)):
+            root, areas = drawn(svg)
+            assert {e.tag for e in root.iter()} <= {f"{SVG}{t}" for t in ("svg", "title", "rect", "text")}
+            assert not any(k.lower().startswith("on") for e in root.iter() for k in e.attrib)
+            width, height = float(root.attrib["width"]), float(root.attrib["height"])
+            for t in root.iter(f"{SVG}text"):
+                x, y = float(t.attrib["x"]), float(t.attrib["y"])
+                assert 0 <= x <= width and 0 <= y <= height
+                under = [r for r in areas.values() if touches((x, y), rect(r), 0)]
+                ground = under[0].attrib["fill"] if under else THEMES[theme].page
+                assert contrast(ground, t.attrib["fill"]) >= 4.5, t.text
+
+
+def rect(r: ET.Element) -> tuple[float, float, float, float]:
+    x, y, width, height = (float(r.attrib[k]) for k in ("x", "y", "width", "height"))
+    return x, y, x + width, y + height
+
+
+def test_a_picture_of_counts_needs_sizes(tmp_path: Path) -> None:
+    found = ledger(build("gpt2"))
+    symbolic = type(found)(found.model, found.rows, (), {}, found.aliases)
+    with pytest.raises(tg.SizeError) as raised:
+        symbolic.bars()
+    assert str(raised.value) == "[TG016] transformer.wte.weight has open sizes: V, d\n  hint: give their sizes"
+    assert found.save(tmp_path / "x.svg", "icicle", "mono").read_text(encoding="utf-8") == found.icicle("mono")
+    with pytest.raises(GraphError) as refused:
+        found.save(tmp_path / "x.svg", "pie")
+    assert str(refused.value) == "[TG386] no picture of weights is named 'pie'\n  hint: bars or icicle"
+
+
+def test_an_unknown_direction_is_named() -> None:
+    with pytest.raises(GraphError) as raised:
+        draw(example(), direction="up")  # type: ignore[arg-type]
+    assert str(raised.value) == "[TG395] unknown direction 'up'\n  hint: LR or TB"
+
+
+# ------------------------------------------------------------------------------------------- the command line
+
+
+def test_draw_and_params_take_every_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / f"x.{s}" for s in ("svg", "pdf", "tex", "mmd", "dot", "txt", "png")]
+    outs = [arg for f in files for arg in ("-o", str(f))]
+    words = ["--level", "block", "--block", "Block", "--theme", "dark", "--direction", "TB", "--shapes", "--force"]
+    assert main(["draw", "gpt2", *outs, *words, "--freeze", "attention", "--links", "https://a.org/{label}"]) == 0
+    assert capsys.readouterr().out.split() == [str(f) for f in files]
+    text = (tmp_path / "x.mmd").read_text(encoding="utf-8")
+    assert text.startswith("graph TB") and "https://a.org/qkv" in text and ":::frozen" in text and ":::trained" in text
+    forms = [tmp_path / f"p.{s}" for s in ("md", "html", "tex", "csv", "json", "txt", "svg")]
+    outs = [arg for f in forms for arg in ("-o", str(f))]
+    assert main(["params", "gpt2", *outs, "--form", "icicle", "--theme", "mono", "--freeze", "*.wte.*"]) == 0
+    assert (tmp_path / "p.svg").read_text(encoding="utf-8").count("<rect") > 8
+    assert json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))["trainable"] == 124_439_808 - 38_597_376
+    (tmp_path / "own.py").write_text("import tensorgraph as tg\ndef f(): return tg.tanh(tg.input('x', (3,)))\n")
+    capsys.readouterr()
+    assert main(["draw", f"{tmp_path}/own.py:f", "-o", str(tmp_path / "y.svg"), "--freeze", "w"]) == 2
+    assert capsys.readouterr().err == "ModelError[TG945] own.py:f gives a graph, in which it is settled what is trained\n"

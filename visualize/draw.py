@@ -46,10 +46,13 @@ def draw(
     parameters or names by a number, which `values_label` names. `shapes` labels edges. `links`: a URL template with
     {label}, {op}, {path}, {component}, or a table by label or path. `binding` turns formulas into numbers. A module
     must say what it is called with, as published models do. Raises GraphError: [TG388] a name in `values`, [TG389]
-    too many boxes, [TG390] what cannot be drawn, [TG391] an unknown level or block, [TG392] no decoder for "seed".
+    too many boxes, [TG390] what cannot be drawn, [TG391] an unknown level or block, [TG392] no decoder for "seed",
+    [TG395] an unknown direction.
     """
     if level not in LEVELS:
         raise GraphError("TG391", f"unknown level {level!r}", hint=f"one of: {', '.join(LEVELS)}")
+    if direction not in (None, "LR", "TB"):
+        raise GraphError("TG395", f"unknown direction {direction!r}", hint="LR or TB")
     graph, bound, name = traced(what)
     sizes = {**bound, **to_binding(binding)}
     if level == "backward":

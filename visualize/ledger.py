@@ -25,11 +25,14 @@ from tensorgraph.errors import GraphError
 from tensorgraph.graph import Graph
 from tensorgraph.nn import Module, Parameter
 from tensorgraph.tensor import Tensor
+from tensorgraph.visualize import shares
 from tensorgraph.visualize.escape import clean, latex_text
+from tensorgraph.visualize.files import write
 
 COMPONENTS = ("embedding", "vision", "connector", "attention", "mlp", "norm", "head")  # others follow, by name
 OTHER = "other"
-FORMS = (".txt", ".md", ".html", ".tex", ".csv", ".json")
+FORMS = (".txt", ".md", ".html", ".tex", ".csv", ".json", ".svg")
+PICTURES = ("bars", "icicle")
 
 
 @dataclass(frozen=True)
@@ -295,19 +298,32 @@ class Ledger:
     def csv(self) -> str:
         """Every weight on a line of its own, unfolded, numbers without separators."""
         out = io.StringIO()
-        write = csv.writer(out, lineterminator="\n")
-        write.writerow(("name", "component", "symbolic_shape", "shape", "count", "dtype", "bytes", "trained", "tied_to",
-                        "reading", "used_by"))  # fmt: skip
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(("name", "component", "symbolic_shape", "shape", "count", "dtype", "bytes", "trained",
+                         "tied_to", "reading", "used_by"))  # fmt: skip
         for r in self.rows:
             cells = (r.name, r.component, self.sizes(r), self.shape(r), self.number(r.count).replace(",", ""),
                      r.dtype.name, self.number(r.bytes).replace(",", ""), str(r.trained).lower(), r.tied_to or "",
                      r.reading, " ".join(r.used))  # fmt: skip
-            write.writerow([_cell(c) for c in cells])
+            writer.writerow([_cell(c) for c in cells])
         return out.getvalue()
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the form of the suffix; the path written. Raises GraphError[TG386] for an unknown suffix."""
+    def bars(self, theme: str = "seed") -> str:
+        """Where the parameters live, as SVG: a bar for every weight. Raises SizeError[TG016] for an open size."""
+        return shares.bars(self, theme)
+
+    def icicle(self, theme: str = "seed") -> str:
+        """Where the parameters live, as SVG: the tree of names, by share. Raises SizeError[TG016] for an open size."""
+        return shares.icicle(self, theme)
+
+    def save(self, path: str | os.PathLike[str], picture: str = "bars", theme: str = "seed") -> Path:
+        """Write the form of the suffix, in an SVG the `picture` "bars" or "icicle"; the path written.
+
+        Raises GraphError: [TG386] unknown suffix or picture, [TG387] the file cannot be written; and what it draws.
+        """
         path = Path(path)
+        if picture not in PICTURES:
+            raise GraphError("TG386", f"no picture of weights is named {picture!r}", hint=f"{' or '.join(PICTURES)}")
         made = {
             ".txt": lambda: self.text,
             ".md": lambda: self.markdown,
@@ -315,10 +331,11 @@ class Ledger:
             ".tex": lambda: self.latex,
             ".csv": lambda: self.csv,
             ".json": lambda: json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n",
+            ".svg": lambda: self.bars(theme) if picture == "bars" else self.icicle(theme),
         }.get(path.suffix.lower())
         if made is None:
             raise GraphError("TG386", f"no table format is named {path.suffix!r}", hint=f"one of: {' '.join(FORMS)}")
-        path.write_text(made(), encoding="utf-8")
+        write(path, made())
         return path
 
     def __str__(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Callable, Container
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from tensorgraph.errors import GraphError
 from tensorgraph.visualize import engine as layout
 from tensorgraph.visualize.dot import titles, to_dot
 from tensorgraph.visualize.escape import clean
+from tensorgraph.visualize.files import write
 from tensorgraph.visualize.mermaid import to_mermaid
 from tensorgraph.visualize.pdf import to_pdf
 from tensorgraph.visualize.terminal import to_text
@@ -99,17 +99,7 @@ class Picture:
                 f"no picture format is named {path.suffix!r} ({path.name})",
                 hint=f"save as one of: {' '.join(SUFFIXES)}",
             )
-        made = forms[path.suffix.lower()]()
-        data = made.encode() if isinstance(made, str) else made
-        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        try:
-            try:
-                part.write_bytes(data)
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
-        except OSError as error:
-            raise GraphError("TG387", f"cannot write {path}: {error.strerror or error}") from error
+        write(path, forms[path.suffix.lower()]())
         return path
 
     def _repr_mimebundle_(

@@ -32,6 +32,11 @@ Model = Annotated[
 Sizes = Annotated[
     list[str] | None, typer.Option("-d", "--dim", metavar="NAME=SIZE", help="A size; may be given several times.")
 ]
+Freeze = Annotated[
+    list[str] | None,
+    typer.Option("--freeze", metavar="PATTERN", help="Weights not to train, by name (* and ?) or component."),
+]
+Theme = Annotated[str, typer.Option("--theme", help="seed, light, dark or mono.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -101,9 +106,13 @@ def params(
     every: Annotated[
         bool, typer.Option("--all", help="A row for every layer, not one for layers that repeat.")
     ] = False,
+    freeze: Freeze = None,
     out: Annotated[
-        list[Path] | None, typer.Option("-o", "--out", help="A file instead: md, html, tex, csv, json, txt.")
+        list[Path] | None,
+        typer.Option("-o", "--out", help="A file instead: md, html, tex, csv, json, txt; svg: where they live."),
     ] = None,
+    form: Annotated[str, typer.Option("--form", help="Of the svg: bars or icicle.")] = "bars",
+    theme: Theme = "seed",
     as_json: Json = False,
 ) -> None:
     """Every weight: name, symbolic shape, shape, count; totals by component."""
@@ -113,10 +122,11 @@ def params(
     from .target import open_target
 
     target = open_target(model, d, {"tie_word_embeddings": True} if tied else None)
+    target.freeze(freeze or ())
     target.check_sizes(("B", "T") if target.graph is None else target.graph.symbols)
     found = ledger(target.module if target.module is not None else target.graph, target.binding, name=target.name)
     for path in out or ():
-        print(found.save(path))
+        print(found.save(path, form, theme))
     if as_json:
         return print_json(found.to_json())
     if not out:
@@ -194,13 +204,26 @@ def cost(
 def draw(
     model: Model,
     out: Annotated[
-        list[Path], typer.Option("-o", "--out", help="File; its suffix says the format: svg, png, mmd, dot, txt.")
+        list[Path],
+        typer.Option("-o", "--out", help="File; its suffix says the format: svg, png, pdf, tex, mmd, dot, txt."),
     ],
     d: Sizes = None,
     level: Annotated[str, typer.Option("--level", help="seed, flowchart, block, ops or backward.")] = "flowchart",
-    theme: Annotated[str, typer.Option("--theme", help="seed, light, dark or mono.")] = "seed",
+    block: Annotated[
+        str | None, typer.Option("--block", metavar="PATTERN", help="Which one --level block opens: a path or class.")
+    ] = None,
+    theme: Theme = "seed",
+    direction: Annotated[
+        str | None, typer.Option("--direction", help="LR or TB: left to right, or top down; else as it fits.")
+    ] = None,
     shapes: Annotated[bool, typer.Option("--shapes", help="Label edges with shapes.")] = False,
     unfold: Annotated[bool, typer.Option("--unfold", help="Draw every layer, not one for layers that repeat.")] = False,
+    freeze: Freeze = None,
+    links: Annotated[
+        str | None,
+        typer.Option("--links", metavar="URL", help="Of each box; {label}, {op}, {path}, {component} are filled in."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Draw it however large it is.")] = False,
 ) -> None:
     """A picture of the graph: steps that carry weights highlighted, repeated blocks once."""
     from tensorgraph.visualize.draw import draw as picture_of
@@ -208,8 +231,19 @@ def draw(
     from .target import open_target
 
     target = open_target(model, d)
+    target.freeze(freeze or ())
     target.check_sizes(("B", "T") if target.graph is None else target.graph.symbols)
-    picture = picture_of(target, level, theme=theme, shapes=shapes, unfold=unfold)  # type: ignore[arg-type]
+    picture = picture_of(
+        target,
+        level,  # type: ignore[arg-type]
+        block=block,
+        theme=theme,
+        direction=direction,  # type: ignore[arg-type]
+        shapes=shapes,
+        unfold=unfold,
+        links=links,
+        force=force,
+    )
     for path in out:
         print(f"{picture.save(path)}")
 

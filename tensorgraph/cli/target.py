@@ -59,6 +59,17 @@ class Target:
         graph = Graph(found, name=self.name, aliases=self.aliases)
         return with_gradients(graph) if gradients else graph
 
+    def freeze(self, patterns: Iterable[str]) -> None:
+        """Stop training the weights whose names or components fit.
+
+        Raises GraphError[TG307] for a pattern that fits none, ModelError[TG945] for a graph already built.
+        """
+        patterns = tuple(patterns)
+        if patterns and self.module is None:
+            raise ModelError("TG945", f"{self.name} gives a graph, in which it is settled what is trained")
+        if patterns and self.module is not None:
+            self.module.freeze(*patterns)
+
     def sized(self, graph: Graph) -> Graph:
         """The graph with the sizes that `-d` gives. Raises SizeError[TG014] for one that it does not have."""
         self.check_sizes(graph.symbols)
