@@ -259,7 +259,7 @@ class Compiled:
                 f"{self.options.name} has no input called {unknown[0]}",
                 hint=f"did you mean {', '.join(near)}?" if near else None,
             )
-        missing = [n for n in self.program.leaves if n not in P]
+        missing = [n for n in by_key if n in self.program.leaves and n not in P]
         if missing:
             raise DataError(
                 "TG501",
@@ -272,7 +272,7 @@ class Compiled:
 
     def run(self, P: dict[str, Any]) -> dict[str, Any]:
         """Results by name, for arrays of the right dtypes by key. Donated arrays are overwritten."""
-        with self._lock:
+        with self._lock, np.errstate(all="ignore"):  # nan and inf are results; debug="nonfinite" finds where they arise
             return self._run(P)
 
     def _run(self, P: dict[str, Any]) -> dict[str, Any]:
