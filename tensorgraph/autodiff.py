@@ -39,7 +39,7 @@ def grad(y: Tensor, wrt: Any, cotangent: Any = None, *, unused: str = "error") -
 
 
 def vjp(ys: list[Tensor], wrt: Any, cotangents: list[Tensor], *, unused: str = "error") -> Any:
-    """Cotangents of `wrt` for given cotangents of `ys`, in the structure of `wrt` (tensor, Parameter, list, tuple, dict)."""
+    """Cotangents of `wrt` for given cotangents of `ys`, in the structure of `wrt` (tensors in lists, tuples, dicts)."""
     if unused not in ("error", "none", "zero"):
         raise GradError("TG406", f'unused must be "error", "none" or "zero", not {unused!r}')
     for y, c in zip(ys, cotangents, strict=True):

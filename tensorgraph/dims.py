@@ -368,7 +368,7 @@ _SUPER = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
 def show(d: Any, aliases: Mapping[str, Dim] | None = None) -> str:
-    """A size as people write it: `12·d² + 13·d`, `H/G`. `aliases` folds products back: {"d": H·k} prints H²·k² as d²."""
+    """A size as people write it: `12·d² + 13·d`, `H/G`. `aliases` folds products: {"d": H·k} prints H²·k² as d²."""
     if type(d) is int:
         return str(d)
     if not hasattr(d, "free_symbols"):

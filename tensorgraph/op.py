@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -206,9 +207,9 @@ REGISTRY: dict[str, Op] = {}
 
 
 def _params(name: str, fn: Rule) -> Iterator[Param]:
-    """Tensor arguments are those annotated so (the class, its name, or `Tensor | None`), and those without annotation and default."""
+    """Tensor arguments: annotated so (the class, its name, `Tensor | None`), or neither annotated nor defaulted."""
     for p in inspect.signature(fn).parameters.values():
-        note = p.annotation.__name__ if isinstance(p.annotation, type) else str(p.annotation).replace('"', "").replace("'", "")
+        note = p.annotation.__name__ if isinstance(p.annotation, type) else re.sub("[\"']", "", str(p.annotation))
         kinds = {k.strip().rpartition(".")[2] for k in note.replace("Optional[", "None |").rstrip("]").split("|")}
         bare = p.annotation is p.empty and p.default is p.empty and p.kind is not p.KEYWORD_ONLY
         tensor = "Tensor" in kinds or (bare and p.kind is not p.VAR_KEYWORD)

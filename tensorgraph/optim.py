@@ -48,9 +48,20 @@ def _adamw_shape(p: Tensor, *rest: Tensor, **_: Any) -> Any:
         Bad("B d", "d B", "B d", "B d", "", "", "", match="g must have the shape of p"),
     ],
 )
-def adamw(p: Tensor, g: Tensor, m: Tensor, v: Tensor, rate: Tensor, c1: Tensor, c2: Tensor, b1: float = 0.9, b2: float = 0.999,
-          eps: float = 1e-8, decay: float = 0.01) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """One AdamW update with decoupled weight decay (Loshchilov and Hutter 2019); c1, c2 are the bias corrections 1 - b^t."""
+def adamw(
+    p: Tensor,
+    g: Tensor,
+    m: Tensor,
+    v: Tensor,
+    rate: Tensor,
+    c1: Tensor,
+    c2: Tensor,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    decay: float = 0.01,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One AdamW update with decoupled decay (Loshchilov and Hutter 2019); c1, c2 are the bias corrections 1 - b^t."""
     g = cast_(g, m.dtype)
     m2 = m * b1 + g * (1.0 - b1)
     v2 = v * b2 + g.square() * (1.0 - b2)
@@ -162,7 +173,7 @@ class Optimizer:
 
 
 class AdamW(Optimizer):
-    """AdamW with decoupled weight decay. `lr` is a number, a tensor, or a function of the step (see `cosine`, `linear`).
+    """AdamW with decoupled weight decay. `lr`: a number, a tensor, or a function of the step (see `cosine`, `linear`).
 
     `clip`: global-norm clipping before the update. `decay`: which parameters decay, a function of (name, tensor);
     all by default, as in PyTorch.

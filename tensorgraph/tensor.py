@@ -558,7 +558,8 @@ def into_loop(v: Tensor, where: Scope) -> Tensor:
     if want is not mine:
         raise GraphError(
             "TG304",
-            f"{v.label or v.op.name} is made inside a block repeated {dims.show(mine.count) if mine else '?'} times and used outside it",
+            f"{v.label or v.op.name} is made inside a block repeated {dims.show(mine.count) if mine else '?'} times "
+            "and used outside it",
             operands=[operand(v)],
             hint="only what the block returns leaves it",
         )

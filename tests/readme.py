@@ -1,4 +1,4 @@
-"""Every figure in the README comes from a command in it: this runs those commands and writes, or checks, what they print.
+"""Every figure in the README comes from a command in it: this runs them and writes, or checks, what they print.
 
 `python tests/readme.py` rewrites the outputs; `--check` exits 1 naming the stale ones. Two kinds of block are run:
 a `console` block, whose lines after `$` are commands, and a `python` block that a `text` block follows at once.
@@ -21,7 +21,12 @@ DURATION = re.compile(r"\b\d[\d.,]*(?= ?m?s\b)")
 
 def run(command: list[str], folder: Path) -> str:
     """What a command prints, without colours, at 100 columns."""
-    env = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    env = {
+        **os.environ,
+        "COLUMNS": "100",
+        "NO_COLOR": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, timeout=600)
     lines = (done.stdout + done.stderr).rstrip("\n").split("\n")
     return "\n".join(line.rstrip() for line in lines)
@@ -42,7 +47,12 @@ def fresh(text: str, folder: Path) -> str:
                 shown = run(["bash", "-c", command], folder)
                 parts.append(f"$ {command}\n{shown}\n" if shown else f"$ {command}\n")
             body = "\n".join(parts)
-        elif kind == "text" and previous is not None and previous[0] == "python" and not text[previous[1] : m.start()].strip():
+        elif (
+            kind == "text"
+            and previous is not None
+            and previous[0] == "python"
+            and not text[previous[1] : m.start()].strip()
+        ):
             code = folder / "example.py"
             code.write_text(previous[2], encoding="utf-8")
             body = run([sys.executable, code.name], folder) + "\n"
@@ -55,7 +65,9 @@ def fresh(text: str, folder: Path) -> str:
 def stale(old: str, new: str) -> list[str]:
     """Lines of the README that a fresh run prints otherwise, durations aside."""
     have, want = DURATION.sub("#", old).split("\n"), DURATION.sub("#", new).split("\n")
-    return [f"- {a}\n+ {b}" for a, b in zip(have, want, strict=False) if a != b] + ([] if len(have) == len(want) else ["another number of lines"])
+    return [f"- {a}\n+ {b}" for a, b in zip(have, want, strict=False) if a != b] + (
+        [] if len(have) == len(want) else ["another number of lines"]
+    )
 
 
 if __name__ == "__main__":

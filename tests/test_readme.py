@@ -20,4 +20,7 @@ def test_durations_are_compared_as_durations():
 
 def test_blocks_are_run(tmp_path):
     text = "```python\nprint(6 * 7)\n```\n\n```text\nold\n```\n\n```console\n$ echo hello\nold\n```\n"
-    assert fresh(text, tmp_path) == "```python\nprint(6 * 7)\n```\n\n```text\n42\n```\n\n```console\n$ echo hello\nhello\n```\n"
+    assert (
+        fresh(text, tmp_path)
+        == "```python\nprint(6 * 7)\n```\n\n```text\n42\n```\n\n```console\n$ echo hello\nhello\n```\n"
+    )

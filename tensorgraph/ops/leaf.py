@@ -164,7 +164,7 @@ def sum_each(v: Tensor, *, loop: Loop) -> Tensor:
 
 @free(shape=lambda g, carry: g.shape, view="same", style="loop")
 def carried(g: Tensor, carry: Tensor) -> Tensor:
-    """A gradient within a repeated block, whose later runs hand `carry` to the earlier ones though nobody asks for it."""
+    """A gradient within a repeated block, whose later runs hand `carry` to the earlier ones, asked for or not."""
 
 
 @carried.forward

@@ -499,8 +499,15 @@ def _permute_method(self: Tensor, *axes: Any) -> Tensor:
     return cast("Tensor", permute(self, axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes))
 
 
-for _name, _fn in (("reshape", _reshape_method), ("permute", _permute_method), ("swapaxes", swapaxes), ("split", split), ("squeeze", squeeze),
-                   ("unsqueeze", unsqueeze), ("expand", lambda self, *s: expand(self, s[0] if len(s) == 1 and isinstance(s[0], (tuple, list)) else s))):  # fmt: skip
+for _name, _fn in (
+    ("reshape", _reshape_method),
+    ("permute", _permute_method),
+    ("swapaxes", swapaxes),
+    ("split", split),
+    ("squeeze", squeeze),
+    ("unsqueeze", unsqueeze),
+    ("expand", lambda self, *s: expand(self, s[0] if len(s) == 1 and isinstance(s[0], (tuple, list)) else s)),
+):
     setattr(Tensor, _name, _fn)
 
 __all__ = [

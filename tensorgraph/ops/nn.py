@@ -1,4 +1,4 @@
-"""The named ops of networks. Each body is the definition, in smaller ops; a forward or vjp stands only where it is better."""
+"""The named ops of networks. Each body is the definition, in smaller ops; a forward or vjp only where it is better."""
 
 from __future__ import annotations
 
@@ -113,8 +113,14 @@ def _(g: Tensor, y: Tensor, x: Tensor, axis: int) -> Any:
 # ----------------------------------------------------------------------------------------- activations
 
 C0, C1 = 0.7978845608028654, 0.044715  # sqrt(2/pi), and the cubic term of Hendrycks and Gimpel 2016
-activation = partial(builtin, shape=same(), recompute=True, inplace=(0,), style="activation",
-                     samples=[S("B T"), S(""), Bad(InputSpec("B T", "int32"), match="needs a floating dtype")])  # fmt: skip
+activation = partial(
+    builtin,
+    shape=same(),
+    recompute=True,
+    inplace=(0,),
+    style="activation",
+    samples=[S("B T"), S(""), Bad(InputSpec("B T", "int32"), match="needs a floating dtype")],
+)
 
 
 @activation(dtype=floating("relu"), title="ReLU", flops=_cost(1), kinks=(0.0,), method="relu")
@@ -234,7 +240,7 @@ def _(g: Tensor, y: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | Non
     samples=[S("B T d", "d"), S("T d", None), S("B d", "d", eps=1e-3, offset=1.0), Bad("B d", "f", match="last axis")],
 )
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float = 1e-6, offset: float = 0.0) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) over the last axis, times (offset + weight) (Zhang and Sennrich 2019; Gemma's offset is 1)."""
+    """x / sqrt(mean(x^2) + eps) over the last axis, times offset + weight (Zhang and Sennrich 2019; Gemma: 1)."""
     y = x * (mean(x.square(), -1, keepdims=True) + eps).rsqrt()
     return y if weight is None else y * (weight + offset if offset else weight)
 
@@ -372,8 +378,17 @@ def visible(T: Dim, S: Dim, offset: Tensor | None, causal: bool, window: int | N
         Bad("B H T k", "B H T d", "B H T d", None, None, match="head sizes"),
     ],
 )
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, offset: Tensor | None, scale: float | None = None, causal: bool = False,
-              window: int | None = None, softcap: float | None = None) -> Tensor:  # fmt: skip
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    offset: Tensor | None,
+    scale: float | None = None,
+    causal: bool = False,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
     """softmax(q kᵀ · scale) v (Vaswani et al. 2017), for q [B, H, T, k], k [B, G, S, k], v [B, G, S, v].
 
     H may be a multiple of G (grouped queries). `mask` broadcasts to [B, H, T, S]: bool (True: visible) or added.
@@ -450,7 +465,7 @@ def _xent_shape(logits: Tensor, labels: Tensor, ignore: int | None, reduction: s
     ],
 )
 def cross_entropy(logits: Tensor, labels: Tensor, ignore: int | None = -100, reduction: str = "mean") -> Tensor:
-    """-log softmax(logits)[label] over the last axis, averaged over labels other than `ignore` (nan if there are none)."""
+    """-log softmax(logits)[label] over the last axis, averaged over labels other than `ignore` (nan without any)."""
     lse_max = stop_gradient(max(logits, -1, keepdims=True))
     z = logits - lse_max
     lse = log(sum(exp(z), -1))
@@ -492,9 +507,33 @@ def linear(x: Tensor, weight: Any, bias: Any = None) -> Tensor:
 
 
 ACTIVATIONS = {
-    "relu": relu, "gelu": gelu, "gelu_new": gelu_tanh, "gelu_pytorch_tanh": gelu_tanh, "gelu_tanh": gelu_tanh, "silu": silu, "swish": silu,
-    "quick_gelu": quick_gelu, "tanh": tanh, "sigmoid": sigmoid, "gelu_fast": gelu_tanh,
-}  # fmt: skip
+    "relu": relu,
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "gelu_tanh": gelu_tanh,
+    "silu": silu,
+    "swish": silu,
+    "quick_gelu": quick_gelu,
+    "tanh": tanh,
+    "sigmoid": sigmoid,
+    "gelu_fast": gelu_tanh,
+}
 
-__all__ = ["ACTIVATIONS", "attention", "cross_entropy", "gelu", "gelu_tanh", "layer_norm", "linear", "log_softmax", "quick_gelu", "relu", "rms_norm", "rope",
-           "silu", "softmax", "softplus"]  # fmt: skip
+__all__ = [
+    "ACTIVATIONS",
+    "attention",
+    "cross_entropy",
+    "gelu",
+    "gelu_tanh",
+    "layer_norm",
+    "linear",
+    "log_softmax",
+    "quick_gelu",
+    "relu",
+    "rms_norm",
+    "rope",
+    "silu",
+    "softmax",
+    "softplus",
+]

@@ -30,7 +30,7 @@ def nbytes(b: Buffer, binding: Mapping[str, int]) -> int:
 
 
 def plan(program: Program, binding: Mapping[str, int]) -> Plan:
-    """Best fit with coalescing: a buffer takes the smallest gap that holds it when it is born, and gives it back when it dies."""
+    """Best fit with coalescing: a buffer takes the smallest gap that holds it at birth, and frees it at death."""
     sizes = [max(ALIGN, -(-nbytes(b, binding) // ALIGN) * ALIGN) for b in program.buffers]
     offsets = [0] * len(sizes)
     born: dict[int, list[int]] = {}

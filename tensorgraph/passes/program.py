@@ -1,7 +1,7 @@
-"""The scheduled program that every backend lowers: kernels in order, the values they read and write, and where those lie.
+"""The scheduled program that every backend lowers: kernels in order, what they read and write, and where that lies.
 
 A value lies in an arena buffer, in the caller's storage (inputs, parameters, donated state), in a table that depends on
-sizes alone, or is a view of another value. Nothing here knows a number: sizes stay symbolic until a binding plans memory.
+sizes alone, or is a view of another value. Nothing here knows a number: sizes stay symbols until memory is planned.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def size_only(nodes: Iterable[Tensor]) -> set[Tensor]:
 
 
 def lower(outputs: Outputs, keys: Mapping[Tensor, str], donate: Mapping[str, Tensor] | None = None) -> Program:
-    """The program of a graph. `keys`: how each leaf is called in the caller's storage; `donate`: outputs that overwrite leaves."""
+    """The program of a graph. `keys`: each leaf's name in the caller's storage; `donate`: what overwrites leaves."""
     return _Lowering(outputs, keys, dict(donate or {})).run()
 
 

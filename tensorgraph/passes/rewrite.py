@@ -66,7 +66,7 @@ def inline(outputs: Outputs, keep: Callable[[Tensor], bool]) -> Outputs:
 
 
 def cse(outputs: Outputs) -> Outputs:
-    """Merge equal nodes across scopes: what backward recomputes of forward is computed once. Effects are never merged."""
+    """Merge equal nodes across scopes: what backward recomputes of forward is computed once. Effects stay apart."""
     seen: dict[Any, Tensor] = {}
 
     def rule(t: Tensor, inputs: tuple[Tensor, ...]) -> Tensor | None:
@@ -106,7 +106,7 @@ def _scalar(t: Tensor) -> Any:
 
 
 def simplify(outputs: Outputs) -> Outputs:
-    """Drop what does nothing: times one, plus zero, views of views, expansion before broadcasting, gradients cut and glued."""
+    """Drop what does nothing: times one, plus zero, views of views, needless expansion; glue split gradients."""
     outputs = transform(outputs, _simpler)
     return transform(outputs, _glue)
 

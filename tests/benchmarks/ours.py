@@ -91,11 +91,18 @@ def train(name: str, backend: str = "auto") -> None:
         times.append(time.perf_counter() - t)
         if len(losses) < 5:
             losses.append(float(value))
-    print(json.dumps({
-        "key": f"train {name}", "ms": statistics.median(times) * 1e3, "ms_min": min(times) * 1e3, "first_s": first, "import_s": IMPORT_S,
-        "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "predicted_mb": step.memory().peak / 2**20,
-        "loss0": losses[0], "loss4": losses[4],
-    }))  # fmt: skip
+    row = {
+        "key": f"train {name}",
+        "ms": statistics.median(times) * 1e3,
+        "ms_min": min(times) * 1e3,
+        "first_s": first,
+        "import_s": IMPORT_S,
+        "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "predicted_mb": step.memory().peak / 2**20,
+        "loss0": losses[0],
+        "loss4": losses[4],
+    }
+    print(json.dumps(row))
 
 
 if __name__ == "__main__":
