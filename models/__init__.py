@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from . import architecture, bert, clip, deepseek, gpt2, llama, llava, mini, paligemma, presets, siglip, vit
+from . import architecture, bert, clip, deepseek, gpt2, idefics, llama, llava, mini, paligemma, presets, siglip, vit
 from .architecture import Architecture
 from .decoder import Decoder
 from .pretrained import Net, from_pretrained
@@ -22,6 +22,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     **siglip.ARCHITECTURES,
     **llava.ARCHITECTURES,
     **paligemma.ARCHITECTURES,
+    **idefics.ARCHITECTURES,
 }
 build = architecture.builder(ARCHITECTURES)
 

@@ -188,7 +188,9 @@ class Decoder(Model):
             x = x + self.positions(None if first else places, T)
         elif p.positions == "sinusoidal":
             x = x + sinusoidal(places, p.d, x.dtype)
-        context = Context(mask=key_mask(attention_mask) if visible is None else visible, cache=cache, routed=routed, source=source)
+        context = Context(
+            mask=key_mask(attention_mask) if visible is None else visible, cache=cache, routed=routed, source=source
+        )
         for kind in _rotations(p):
             context.rope[kind] = rotation(p.ropes[kind], p.k, places, x.dtype)
         x = self.run(x, context)

@@ -384,6 +384,7 @@ __all__ = [
     "Context",
     "FeedForward",
     "Routed",
+    "Source",
     "choose",
     "norm_of",
     "rotate",

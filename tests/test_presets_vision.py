@@ -52,6 +52,20 @@ PUBLISHED = [
             "vision": 412442352,
         },
     ),
+    (
+        "idefics-9b",
+        8929679632,
+        {
+            "attention": 2147483648,
+            "connector": 125961984,
+            "cross_attention_blocks": 1434519568,
+            "embedding": 131080192,
+            "head": 131080192,
+            "mlp": 4328521728,
+            "norm": 266240,
+            "vision": 630766080,
+        },
+    ),
 ]
 # Totals alone, as their authors or the checkpoints state them.
 TOTALS = {"bert-large": 335141888}

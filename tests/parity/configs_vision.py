@@ -20,9 +20,9 @@ Array = np.ndarray[Any, Any]
 class Case:
     """A transformers class with keyword arguments of its config, and what it is called with.
 
-    `text`: how ids, masks and labels are drawn; `types`: the number of token types, 0: none given. `images`: how many;
-    `classes`: what the labels of images are. `cotangents`: the outputs that are differentiated, where there is no loss;
-    `wrt`: float inputs to differentiate in; `flags`: inputs that are true.
+    `text`: how ids, masks and labels are drawn; `types`: the number of token types, 0: none given. `images`: how many,
+    `several`: how many for each text; `classes`: what the labels of images are. `cotangents`: the outputs that are
+    differentiated, where there is no loss; `wrt`: float inputs to differentiate in; `flags`: inputs that are true.
     """
 
     cls: str
@@ -31,6 +31,7 @@ class Case:
     text: Batch | None = None
     types: int = 0
     images: int = 0
+    several: int = 0
     classes: str = ""
     cotangents: tuple[str, ...] = ()
     wrt: tuple[str, ...] = ()
@@ -259,9 +260,67 @@ VISION |= {
     "paligemma-no-labels": paligemma(195, batch=SPACED),
 }
 
+IDEFICS: dict[str, Any] = {name: value for name, value in LLAMA.items() if name != "num_key_value_heads"} | {
+    "num_hidden_layers": 3,
+    "cross_layer_interval": 2,
+    "pad_token_id": 5,
+    "freeze_text_layers": False,
+    "freeze_vision_layers": False,
+}
+IDEFICS_VISION: dict[str, Any] = {"embed_dim": 24, **SEEN, "num_hidden_layers": 2}
+IDEFICS_VISION.pop("hidden_size")
+RESAMPLER = {"resampler_n_latents": 3, "resampler_depth": 2, "resampler_n_heads": 3, "resampler_head_dim": 7}
+
+
+def idefics(seed: int, batch: Batch = LONG, images: int = 2, **changes: Any) -> Case:
+    vision = {**IDEFICS_VISION, **changes.pop("vision", {})}
+    resampler = changes.get("perceiver_config")
+    extra = {"use_resampler": True} if resampler else {}
+    settings = {**IDEFICS, "vision_config": vision, **extra, **changes}
+    cotangents = ("logits", "image_hidden_states") if batch.labels == "none" else ()
+    wrt = () if settings["freeze_vision_layers"] else PIXELS
+    return Case("IdeficsForVisionText2Text", settings, seed, batch, several=images, cotangents=cotangents, wrt=wrt)
+
+
+VISION |= {
+    # The reference wants a number of layers that the interval divides.
+    "idefics": idefics(200, num_hidden_layers=4),
+    "idefics-left": idefics(201, LEFT, num_hidden_layers=2, cross_layer_interval=1, qk_layer_norms=True),
+    "idefics-resampler": idefics(202, RIGHT, num_hidden_layers=2, perceiver_config=RESAMPLER, alpha_type="vector"),
+    "idefics-norms": idefics(
+        203,
+        HOLES,
+        3,
+        num_hidden_layers=6,
+        cross_layer_interval=3,
+        perceiver_config={**RESAMPLER, "qk_layer_norms_perceiver": True},
+        qk_layer_norms=True,
+        tie_word_embeddings=True,
+        vision={"hidden_act": "relu", "layer_norm_eps": 0.1},
+    ),
+    "idefics-extra": idefics(204, SPACED, num_hidden_layers=2, additional_vocab_size=3, images=1),
+    "idefics-extra-tied": idefics(
+        205, SPACED, num_hidden_layers=2, additional_vocab_size=2, tie_word_embeddings=True, qk_layer_norms=True
+    ),
+    "idefics-frozen": idefics(
+        206, num_hidden_layers=2, freeze_text_layers=True, freeze_vision_layers=True, perceiver_config=RESAMPLER
+    ),
+    "idefics-frozen-head": idefics(
+        207,
+        LEFT,
+        num_hidden_layers=2,
+        freeze_text_layers=True,
+        freeze_text_module_exceptions=["Linear"],
+        freeze_vision_layers=True,
+        freeze_vision_module_exceptions=["LayerNorm"],
+        freeze_lm_head=True,
+    ),
+}
+
 
 def vocabulary(settings: Mapping[str, Any]) -> int:
-    return int(settings.get("text_config", settings)["vocab_size"])
+    text = settings.get("text_config", settings)
+    return int(text["vocab_size"] + text.get("additional_vocab_size", 0))
 
 
 def labels_of(case: Case, rng: np.random.Generator) -> Array:
@@ -298,6 +357,13 @@ def arrays_of(case: Case) -> dict[str, Any]:
     if case.images:
         config = case.settings.get("vision_config", case.settings)
         out["pixel_values"] = single(rng.standard_normal((case.images, *image_shape(config))))
+    if case.several:
+        B, T = out["input_ids"].shape
+        images = (B, case.several, *image_shape(case.settings["vision_config"]))
+        out["pixel_values"] = single(rng.standard_normal(images))
+        sees = rng.integers(0, 2, (B, T, case.several))
+        sees[:, 0], sees[0, :] = 0, 1  # some tokens see no image, and one row sees all
+        out["image_attention_mask"] = sees
     if case.classes:
         out["labels"] = labels_of(case, rng)
     return out | dict.fromkeys(case.flags, True)
