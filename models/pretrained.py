@@ -249,6 +249,9 @@ class Net:
         values = f"{len(self.state)} tensors, {self.dtype}" if self.state else "without values"
         return f"<Net {self._name}: {values}>"
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        return {**self.model._repr_mimebundle_(include, exclude), "text/plain": repr(self)}
+
 
 def _write(path: Path, text: str) -> None:
     with replacing(path) as new:

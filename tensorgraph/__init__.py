@@ -19,7 +19,7 @@ from .nn import Module, ModuleList, Parameter
 from .op import Bad, InputSpec, S, bools, ids, op
 from .ops import *  # noqa: F403
 from .optim import adamw
-from .tensor import Tensor, scope
+from .tensor import Tensor, _hooks, scope
 
 if TYPE_CHECKING:
     from . import models, testing, visualize
@@ -49,6 +49,14 @@ def __getattr__(name: str) -> Any:
         value = getattr(value, attribute)
         globals()[name] = value
     return value
+
+
+def _display(what: Any) -> Any:
+    """The MIME bundle of a tensor, graph or module, for notebooks."""
+    return importlib.import_module("tensorgraph.visualize.notebook").display(what)
+
+
+_hooks["display"] = _display
 
 
 def __dir__() -> list[str]:

@@ -14,7 +14,7 @@ from .op import operand
 from .ops import leaf
 from .ops import nn as F
 from .ops.indexing import take
-from .tensor import Loop, Scope, Tensor, scope
+from .tensor import Loop, Scope, Tensor, _hooks, scope
 
 
 class Parameter:
@@ -284,7 +284,10 @@ class Module:
         return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.__dict__.get('_path', '')}>"
+        return f"<{' '.join(filter(None, (type(self).__name__, self.__dict__.get('_path', ''))))}>"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        return cast("dict[str, Any]", _hooks["display"](self)) if "display" in _hooks else {"text/plain": repr(self)}
 
 
 def match_name(pattern: str, path: str) -> tuple[list[str], str] | None:

@@ -26,6 +26,7 @@ from tensorgraph.errors import GraphError
 from tensorgraph.graph import Graph
 from tensorgraph.models import build
 from tensorgraph.visualize import LEVELS, SEED_LEGEND, THEMES, Picture, View, draw, ledger
+from tensorgraph.visualize import engine as layout
 from tensorgraph.visualize.project import Projection, human
 from tensorgraph.visualize.seed import STAGES, stages
 from tensorgraph.visualize.theme import contrast
@@ -612,6 +613,43 @@ def test_an_unknown_direction_is_named() -> None:
     assert str(raised.value) == "[TG395] unknown direction 'up'\n  hint: LR or TB"
 
 
+# -------------------------------------------------------------------------------------------------- notebooks
+
+
+def test_everything_shows_itself_in_a_notebook_without_any_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout.subprocess, "run", lambda *a, **k: pytest.fail("a program was called"))
+    y, m = example(), build("gpt2")
+    for what in (y, Graph(y), m, build("llama-3.1-405b")):
+        bundle = what._repr_mimebundle_()
+        assert list(bundle) == ["text/vnd.mermaid", "text/plain"], what
+        assert merman.Merman().validate(bundle["text/vnd.mermaid"], None).valid
+    assert m._repr_mimebundle_()["text/plain"] == "<Decoder>"
+    assert list(tg.nn.Linear(3, 4)._repr_mimebundle_()) == ["text/html", "text/plain"]
+    assert list(ledger(m)._repr_mimebundle_()) == ["text/plain", "text/html", "text/markdown"]
+    assert Graph(y)._repr_mimebundle_()["text/plain"] == str(Graph(y))
+
+
+def test_what_is_too_large_or_broken_shows_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    y = tg.input("x", (3,))
+    for i in range(20_001):
+        y = y * float(i + 2)
+    assert y._repr_mimebundle_() == {"text/plain": repr(y)}
+    assert Graph(y)._repr_mimebundle_() == {"text/plain": repr(Graph(y))}
+    middle = Graph(traced("gpt2")[0].outputs)._repr_mimebundle_()["text/plain"].split("\n")
+    assert len(middle) == 72 and re.fullmatch(r" +\.\.\. \d+ lines more, all in str\(graph\)", middle[-2])
+    monkeypatch.setattr(Projection, "__init__", lambda *a, **k: 1 / 0)
+    assert example()._repr_mimebundle_() == {"text/plain": repr(example())}
+
+
+def test_a_plain_import_suffices_for_a_notebook() -> None:
+    code = (
+        "import sys, tensorgraph as tg; assert 'tensorgraph.visualize' not in sys.modules;"
+        "print(sorted(tg.tanh(tg.input('x', (3,)))._repr_mimebundle_()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "['text/plain', 'text/vnd.mermaid']\n"
+
+
 # ------------------------------------------------------------------------------------------- the command line
 
 
@@ -631,4 +669,5 @@ def test_draw_and_params_take_every_option(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "own.py").write_text("import tensorgraph as tg\ndef f(): return tg.tanh(tg.input('x', (3,)))\n")
     capsys.readouterr()
     assert main(["draw", f"{tmp_path}/own.py:f", "-o", str(tmp_path / "y.svg"), "--freeze", "w"]) == 2
-    assert capsys.readouterr().err == "ModelError[TG945] own.py:f gives a graph, in which it is settled what is trained\n"
+    said = "ModelError[TG945] own.py:f gives a graph, in which it is settled what is trained\n"
+    assert capsys.readouterr().err == said
