@@ -15,14 +15,16 @@ import tokenizers
 from tensorgraph import optim
 from tensorgraph.compile import MemoryReport, compile
 from tensorgraph.dims import dims
-from tensorgraph.errors import DataError, ModelError, StateError
+from tensorgraph.errors import BackendError, DataError, ModelError, StateError
 from tensorgraph.io import checkpoint
 from tensorgraph.io.files import Array
 from tensorgraph.nn import Module
 from tensorgraph.ops.elementwise import upcast
 from tensorgraph.ops.leaf import input
 from tensorgraph.ops.nn import cross_entropy
+from tensorgraph.passes.memory import available
 
+from .decoder import Decoder
 from .pretrained import Net
 from .tokenizer import Tokenizer
 
@@ -117,26 +119,26 @@ def encode(tokenizer: Tokenizer, text: str) -> Array:
 # ----------------------------------------------------------------------------------------------- a fresh model
 
 
-def fresh(config: Mapping[str, Any], text: str, *, vocab: int = 512, length: int | None = None, seed: int = 0) -> Net:
-    """A model with fresh values for a text: the words of the config's "vocab", or a byte-level BPE of `vocab` tokens.
+def fresh(config: Mapping[str, Any], text: str, *, vocab: int = 512, length: int | None = None) -> Net:
+    """A model, without values yet, for a text: words of the config's "vocab", or a byte-level BPE of `vocab` tokens.
 
     The BPE is trained on the part that is not held out. `length`: the positions that training sees; a table of more is
-    cut to it, since its other rows would stay as drawn.
+    cut to it, since its other rows would stay as drawn. Raises ModelError[TG936] for what is no language model.
     """
     from . import ARCHITECTURES, architecture
 
+    name, found = architecture.find(config, ARCHITECTURES)
+    if not isinstance(model := found.build(config), Decoder):
+        raise ModelError("TG936", f"{name} is no causal language model, which training on text needs")
     words = config.get("vocab")
     tokenizer = word_tokenizer(words) if words else Tokenizer.train_bpe([split_text(text)[0]], vocab)
     config = {**config, "vocab_size": tokenizer.vocab_size, "eos_token_id": tokenizer.eos_id, "bos_token_id": None}
     if "pad_token_id" in config:
         config["pad_token_id"] = None
-    _, found = architecture.find(config, ARCHITECTURES)
     config.setdefault("model_type", found.model_type)
-    model = found.build(config)
     if length is not None and model.plan.positions == "learned":
         config[model.fields["P"]] = min(length, model.binding["P"])
-        model = found.build(config)
-    return Net(model, config, model.init(seed, model.binding), tokenizer=tokenizer)
+    return Net(found.build(config), config, tokenizer=tokenizer)
 
 
 # ---------------------------------------------------------------------------------------------------- the loop
@@ -183,15 +185,16 @@ class Progress:
 
 @dataclass
 class Trainer:
-    """Trains `model`, a function from tokens [B, T] to logits [B, T, V], starting from `params`.
+    """Trains `model`, a function from tokens [B, T] to logits [B, T, V], starting from `params` (drawn, if None).
 
     `state` is the training state, `done` the steps made, `curve` the points so far. A run is determined by values,
     corpus and settings: interrupted and resumed, it ends in the same bits.
-    Raises ModelError[TG936] if the model does not return logits [B, T, V].
+    Raises ModelError[TG936] if the model does not return logits [B, T, V], BackendError[TG711] if a step needs more
+    memory than there is.
     """
 
     model: Module
-    params: Mapping[str, Array]
+    params: Mapping[str, Array] | None
     corpus: Corpus
     settings: Settings
     binding: Mapping[str, int] = field(default_factory=dict)
@@ -214,7 +217,8 @@ class Trainer:
         sizes = dict(self.binding)
         self.step = compile({"loss": loss}, update=self.settings.optimizer(), binding=sizes, name="train")
         self._evaluate = compile(loss, binding=sizes, name="evaluate")
-        self.state = self.step.init(self.params)
+        self._check_memory()
+        self.state = self.step.init(self.params or self.model.init(self.settings.seed, sizes))
         self._sum, self._count = 0.0, 0
 
     @property
@@ -227,6 +231,16 @@ class Trainer:
         sizes = {**self.binding, "B": self.settings.batch, "T": self.settings.length}
         report: MemoryReport = self.step.memory(sizes)
         return report
+
+    def _check_memory(self) -> None:
+        report, free = self.memory(), available()
+        if free is not None and report.peak > free:
+            raise BackendError(
+                "TG711",
+                f"a training step needs {report.peak / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free",
+                notes=[f"parameters and AdamW's moments are {report.given / 1e9:,.1f} GB of it"],
+                hint="smaller sizes, for example -d n=2 -d B=4",
+            )
 
     def run(self) -> Iterator[Progress]:
         """Train up to `settings.steps`, one step at a time: leave the loop whenever you like, the state is whole."""

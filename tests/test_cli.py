@@ -26,6 +26,7 @@ from tensorgraph.cli.demo import DOCUMENT, DOCUMENT_TOTAL, STEPS_OF_TOUR
 from tensorgraph.io import safetensors
 from tensorgraph.models import presets
 from tensorgraph.models.train import fresh
+from tensorgraph.visualize.picture import SUFFIXES
 
 COMMANDS = ("demo", "list", "params", "show", "check", "cost", "draw", "generate", "train")
 PYTHON = [sys.executable, "-m", "tensorgraph"]
@@ -56,7 +57,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Any:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model of words that has values (not trained)."""
     folder: Path = tmp_path_factory.mktemp("checkpoint") / "mini"
-    fresh(presets.config("mini-268"), "", seed=3).save_pretrained(folder)
+    fresh(presets.config("mini-268"), "").init(3).save_pretrained(folder)
     return folder
 
 
@@ -219,7 +220,8 @@ def test_check_passes_and_says_for_what(run: Any) -> None:
     assert "obligations  holds: d divisible by 2" in done.out
     found = run("check", "mini-268", "--json").json()
     assert found["passed"]
-    assert found["gradients"]["worst_residual"] < 1e-12
+    assert found["worst_residual"] < 1e-12 and found["directions"] == 2 and found["seed"] == 0
+    assert {op["verdict"] for op in found["ops"]} == {"PASS"} and "softmax" in {op["op"] for op in found["ops"]}
     assert run("check", "mini-268", "--only-wrong").out.startswith("gradients of mini-268 are right")
 
 
@@ -348,9 +350,9 @@ def test_wrong_input_is_answered_in_words(run: Any, own: str, checkpoint: Path, 
         ("params", "gpt2", "-d", "d"):
             "SizeError[TG009] cannot read 'd' as a size\n  hint: write sizes as \"B=2,T=4*d\"",
         ("params", "gpt2", "-d", "n=2", "-d", "n=3"): "SizeError[TG009] 'n' is given twice in 'n=2,n=3'",
-        ("draw", "mini-268", "-o", "m.pdf"):
-            "GraphError[TG386] no picture format is named '.pdf' (m.pdf)\n"
-            "  hint: save as one of: .svg .png .mmd .mermaid .dot .gv .txt",
+        ("draw", "mini-268", "-o", "m.bmp"):
+            "GraphError[TG386] no picture format is named '.bmp' (m.bmp)\n"
+            f"  hint: save as one of: {' '.join(SUFFIXES)}",
         ("generate", "gpt2", "Hello"):
             "ModelError[TG935] gpt2 is a preset: it has sizes, but no values\n"
             "  hint: give a checkpoint, or train one: tensorgraph train gpt2 --text FILE --steps 200 --out DIR",
@@ -369,6 +371,8 @@ def test_wrong_input_is_answered_in_words(run: Any, own: str, checkpoint: Path, 
         ("train", f"{own}:loss", "--text", own, "--steps", "1"):
             f"ModelError[TG937] {o}:loss gives a graph, and training needs a Module\n"
             "  hint: return the Module: tokens [B, T] -> logits [B, T, V]",
+        ("train", "bert-base", "--text", own, "--steps", "1"):
+            "ModelError[TG936] BertModel is no causal language model, which training on text needs",
         ("demo", "nix"):
             f"ModelError[TG940] the tour has no step 'nix'\n  hint: its steps are {', '.join(STEPS_OF_TOUR)}",
     }  # fmt: skip
@@ -376,6 +380,13 @@ def test_wrong_input_is_answered_in_words(run: Any, own: str, checkpoint: Path, 
         done = run(*args)
         assert done.err == said + "\n", args
         assert (done.rc, done.out) == (2, ""), args
+
+
+def test_training_that_does_not_fit_is_refused_before_anything_is_allocated(run: Any, own: str) -> None:
+    done = run("train", "gpt3-175b", "--text", own, "--steps", "1", "-d", "T=8")
+    assert done.rc == 2
+    said = r"BackendError\[TG711\] a training step needs 2,\d{3}\.\d GB, and [\d.,]+ GB are free\n"
+    assert re.match(said, done.err)
 
 
 def test_a_wrong_shape_in_one_s_own_file_names_its_line(run: Any, own: str) -> None:

@@ -24,7 +24,7 @@ CAT = "The cat sat on a mat .\n" * 60
 
 
 def trainer(steps: int = 40, seed: int = 3, lr: float = 0.01, text: str = CAT) -> Trainer:
-    net = fresh(presets.config("mini-268"), text, seed=seed)
+    net = fresh(presets.config("mini-268"), text).init(seed)
     corpus = Corpus.of(text, net.need_tokenizer())
     settings = Settings(steps, batch=8, length=6, lr=lr, seed=seed)
     return Trainer(net.model, net.state, corpus, settings, dict(net.model.binding))
@@ -126,7 +126,7 @@ def test_held_out_loss_counts_every_token_once() -> None:
     loss = 0.0
     for at in range(0, len(ids) - 1, T):
         x, y = ids[None, at : at + T][:, : len(ids) - 1 - at], ids[at + 1 : at + 1 + T]
-        logits = fresh(presets.config("mini-268"), CAT, seed=3)(input_ids=x)["logits"][0].astype(np.float64)
+        logits = fresh(presets.config("mini-268"), CAT).init(3)(input_ids=x)["logits"][0].astype(np.float64)
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         loss -= float(log_p[np.arange(len(y)), y].sum())
     assert t.held_out() == pytest.approx(loss / (len(ids) - 1), rel=1e-5)
@@ -135,7 +135,7 @@ def test_held_out_loss_counts_every_token_once() -> None:
 def test_it_learns_to_say_mat_and_then_a_stop() -> None:
     t = finish(trainer(400))
     assert t.held_out() < t.corpus.bigram_loss()
-    net = fresh(presets.config("mini-268"), CAT, seed=3)
+    net = fresh(presets.config("mini-268"), CAT).init(3)
     net.state = t.state.params
     assert "".join(net.stream("The cat sat on a", 2)) == " mat ."
     assert [p.step for p in t.curve] == list(range(20, 401, 20))

@@ -67,7 +67,7 @@ class Tour:
     @cached_property
     def net(self) -> Net:
         """The miniature with fresh values, and the words it knows."""
-        return fresh(presets.config(MINI), "", seed=SEED)
+        return fresh(presets.config(MINI), "").init(SEED)
 
     @cached_property
     def ids(self) -> Any:
@@ -169,7 +169,7 @@ def attention(tour: Tour) -> None:
 
 def gradients(tour: Tour) -> None:
     """One weight nudged by hand; then all gradients checked"""
-    net = fresh(presets.config(MINI), "", seed=SEED)
+    net = fresh(presets.config(MINI), "").init(SEED)
     net.model.astype("float64")
     net = Net(net.model, net.config, {n: a.astype(np.float64) for n, a in net.state.items()})
     loss, grads = net.value_and_grad(input_ids=tour.ids, labels=tour.labels)

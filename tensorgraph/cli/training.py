@@ -14,6 +14,7 @@ from tensorgraph.errors import ModelError
 from tensorgraph.io import safetensors
 from tensorgraph.io.files import fail, replacing
 from tensorgraph.models import from_pretrained
+from tensorgraph.models.decoder import Decoder
 from tensorgraph.models.pretrained import Net
 from tensorgraph.models.tokenizer import Tokenizer
 from tensorgraph.models.train import Corpus, Settings, Trainer, fresh, read_text, split_text
@@ -48,9 +49,11 @@ def run(
     """
     target.check_sizes()
     text = read_text(source)
-    net, tokenizer = _net(target, text, vocab, seed)
+    net, tokenizer = _net(target, text, vocab)
     model = net.model if net is not None else target.module
     assert model is not None
+    if net is not None and not isinstance(net.model, Decoder):
+        raise ModelError("TG936", f"{target.name} is no causal language model, which training on text needs")
     longest = net.model.plan.longest if net is not None else None
     settings = Settings(
         steps, target.given.get("B", BATCH), target.given.get("T", min(LENGTH, longest or LENGTH)), lr=lr, seed=seed
@@ -65,7 +68,7 @@ def run(
     binding = dict(net.model.binding) if net is not None else dict(target.binding)
     if "V" in target.sizes:
         binding.setdefault("V", tokenizer.vocab_size)
-    params = net.state if net is not None else model.init(seed, binding)
+    params = net.state if net is not None and net.state else None
     trainer = Trainer(model, params, corpus, settings, {k: v for k, v in binding.items() if k not in ("B", "T")})
     resumed = out is not None and not restart and trainer.resume(out)
     bigram = corpus.bigram_loss()
@@ -92,8 +95,8 @@ def run(
     }
 
 
-def _net(target: Target, text: str, vocab: int, seed: int) -> tuple[Net | None, Tokenizer]:
-    """The model with values and a tokenizer: those of its checkpoint, or fresh ones; None for one's own Module."""
+def _net(target: Target, text: str, vocab: int) -> tuple[Net | None, Tokenizer]:
+    """The model, with its checkpoint's values if it has any, and a tokenizer; no model for one's own Module."""
     if target.graph is not None:
         raise ModelError(
             "TG937",
@@ -110,15 +113,15 @@ def _net(target: Target, text: str, vocab: int, seed: int) -> tuple[Net | None, 
                 raise ModelError("TG939", f"{target.name} has its values, so its sizes cannot change: {', '.join(own)}")
             return net, net.need_tokenizer()
         if net.tokenizer is not None:
-            return net.init(seed), net.tokenizer
+            return net, net.tokenizer
     length = target.given.get("P", target.given.get("T", LENGTH))
-    net = fresh(target.config, text, vocab=vocab, length=length, seed=seed)
+    net = fresh(target.config, text, vocab=vocab, length=length)
     return net, net.need_tokenizer()
 
 
 def _announce(console: Console, target: Target, trainer: Trainer, bigram: float, resumed: bool) -> None:
     s, corpus = trainer.settings, trainer.corpus
-    count = sum(a.size for a in trainer.params.values())
+    count = sum(trainer.state[f"params/{n}"].size for n in trainer.step.params)
     console.print(f"[bold]{target.name}[/]  {count:,} parameters, vocabulary {corpus.V:,}", soft_wrap=True)
     console.print(
         f"text  {len(corpus.train):,} tokens to train on, {len(corpus.held):,} held out; "
