@@ -181,25 +181,40 @@ def _useful(order: list[Tensor], wanted: set[Tensor]) -> set[Tensor]:
 
 
 def _carriers(order: list[Tensor], useful: set[Tensor]) -> set[Tensor]:
-    """The `enter` nodes that no wanted gradient lies behind, of repeated blocks in which one lies."""
+    """The `enter` nodes that no wanted gradient lies behind, of repeated blocks in which one lies.
+
+    Of blocks within blocks the outermost: behind the inner ones lies what that one hands on.
+    """
     within = {t.attrs["loop"]: t.scope.backward for t in order if t.op is exit and t in useful}
-    return {
-        t for t in order
-        if t.op is enter and t not in useful and t.dtype.is_float and within.get(t.attrs["loop"]) == t.scope.backward
-    }  # fmt: skip
+    out: set[Tensor] = set()
+    reached = set(useful)
+    for t in order:
+        if not t.op.nodiff and any(x in reached for x in t.inputs):
+            reached.add(t)
+        elif t.op is enter and t.dtype.is_float and within.get(t.attrs["loop"]) == t.scope.backward:
+            out.add(t)
+            reached.add(t)
+    return out
 
 
 def _hand_back(done: dict[Tensor, Tensor], node: Tensor, g: Tensor) -> dict[Tensor, Tensor]:
-    """`done`, its gradients from within the block tied to the carried one, whose own nodes count n - 1 times."""
+    """`done`, its gradients from within the block tied to the carried one, whose own nodes count n - 1 times.
+
+    Those of a block within it that hands on gradients of its own count once less than they run: m·n - 1 times.
+    """
     loop = node.attrs["loop"]
     kept = set(topological(done.values()))
+    handing = {t.attrs["loop"] for t in kept if t.op is enter and t.scope.backward}
+    outside = node.inputs[0].scope.times
     scopes: dict[Scope, Scope] = {}
     new: dict[Tensor, Tensor] = {}
     for t in topological([g]):
         if t in kept or not t.scope.backward or dims.same(t.scope.times, 1):
             continue
         if t.scope not in scopes:
-            times = dims.mul(dims.div(t.scope.times, loop.count), dims.sub(loop.count, 1))
+            times = dims.sub(t.scope.times, outside)
+            if t.scope.loop not in handing:
+                times = dims.mul(dims.div(t.scope.times, loop.count), dims.sub(loop.count, 1))
             scopes[t.scope] = t.scope.copy(times)
         inputs = tuple([new.get(i, i) for i in t.inputs])
         new[t] = make(t.op, inputs, t.attrs, scopes[t.scope], t.loc, (t.shape, t.dtype, t.specs))
