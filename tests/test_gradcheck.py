@@ -80,7 +80,26 @@ def test_repeated_blocks_are_checked_once():
 def test_symbolic_depth_is_written_out():
     report = tg.check_grads(model_loss(tg.dim("n")), order=2)
     assert report and report.worst_residual <= 1e-12
-    assert report.notes == ["blocks repeated a symbolic number of times are checked with 2 runs"]
+    assert report.notes[-1] == "blocks repeated a symbolic number of times are checked with 2 runs"
+
+
+def test_symbolic_depth_whose_input_asks_for_no_gradient():
+    model = Model(tg.dim("n"))
+    model.embed.freeze()
+    tokens, labels = tg.input("tokens", (B, T), "int32"), tg.input("labels", (B, T), "int32")
+    trained = [p for p in model.parameters() if p.trained]
+    assert 0 < len(trained) < len(list(model.parameters()))
+    report = tg.check_grads(tg.cross_entropy(model(tokens), labels), wrt=trained, order=2)
+    assert report and report.worst_residual <= 1e-12, str(report)
+
+
+def test_symbolic_depth_in_symbolic_depth():
+    n, m = tg.dims("n m")
+    x, w = tg.input("x", (B, d), "float64"), tg.input("w", (d,), "float64")
+    y = tg.repeat(lambda h, w: tg.repeat(lambda h, w: tg.sin(h * w), m, h, w) + w, n, x, w).sum()
+    for wrt in (None, ["w"], ["x"]):
+        report = tg.check_grads(y, wrt=wrt, order=2)
+        assert report and report.worst_residual <= 1e-12, str(report)
 
 
 def test_symbolic_depth_with_a_wrong_rule_of_the_loop():
@@ -391,13 +410,32 @@ def test_report_as_text_and_table():
     text = report.text(only_wrong=True)
     assert text.splitlines()[0].startswith("gradients of graph are wrong: worst residual 1.")
     assert "softmax in attention" in text and "it gives 1.01 times the derivative" in text and "PASS" not in text
-    assert str(report).splitlines()[-1].strip().startswith("... and")
+    assert str(report).splitlines()[-2].strip().startswith("... and")
+    assert str(report).splitlines()[-1].strip().startswith("sizes given as numbers are kept: 4, 7, 8")
     from rich.console import Console
 
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(report)
-    assert "WRONG VJP" in console.export_text()
+    shown = console.export_text()
+    assert "WRONG VJP" in shown and "sizes given as numbers are kept" in shown
     assert report._repr_mimebundle_()["text/plain"] == str(report)
+
+
+def test_culprits_stand_above_what_follows_from_them():
+    """The whole may be further off than the node that is wrong."""
+    x = tg.input("x", (d,), "float64")
+    with tg.testing.override("exp", lambda g, y, x: (g * y * 1.01,)):
+        report = tg.check_grads(tg.square(tg.exp(x) - 1e3).sum() - 1e6 * tg.exp(x * 1.5).sum())
+    rows = report.rows(only_wrong=True)
+    assert [e.op for e in rows] == ["exp", "whole graph"] and rows[-1].note == "follows from the nodes above"
+
+
+def test_what_stop_gradient_leaves_out_is_noted():
+    x, w = tg.input("x", (d,)), tg.input("w", (d,))
+    report = tg.check_grads((tg.stop_gradient(x * w) * w).sum())
+    assert report and report.notes[-1].startswith("held constant by stop_gradient, as asked: test_gradcheck.py:")
+    assert tg.check_grads((tg.stop_gradient(tg.const(2.0)) * w).sum()).notes == []
+    assert tg.check_grads(tg.softmax(w).sum()).notes == [], "within an op's definition it is no matter of the user's"
 
 
 def test_exception_has_the_same_words():

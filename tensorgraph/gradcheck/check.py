@@ -28,6 +28,7 @@ from .whole import Whole, compute_all
 
 STAGES = ("nodes", "whole", "precision")
 RUNS = 2  # of a block that is repeated a symbolic number of times
+SHOWN = 8  # sizes or places that a note lists
 Values = dict[Tensor, Any]
 
 
@@ -69,7 +70,7 @@ def check_grads(
     leaves = sample_values(graph, sizes, rng, _spread(values, graph))
     cut, cut_leaves, notes = _without_surrogates(graph, leaves, sizes)
     run = _Run(cut, sizes, cut_leaves, rng, directions, _wanted(graph, wrt))
-    run.notes += notes
+    run.notes += notes + _literal_sizes(declared) + _held_constant(symbolic)
     run.check(stages)
     if unroller is not None:
         run.notes.append(f"blocks repeated a symbolic number of times are checked with {RUNS} runs")
@@ -85,6 +86,29 @@ def check_grads(
     colours = {origin.get(t, t): r for t, r in run.residuals.items()}
     took = time.perf_counter() - start
     return Report(run.entries, run.whole, directions, seed, sizes, declared.name, run.notes, took, colours)
+
+
+def _literal_sizes(graph: Graph) -> list[str]:
+    """What happens to sizes that are numbers."""
+    leaves = (*graph.inputs.values(), *graph.params.values())
+    sizes = sorted({d for t in leaves for d in t.shape if type(d) is int and d > 1})
+    if not sizes:
+        return []
+    shown = ", ".join(map(str, sizes[:SHOWN])) + (", ..." if len(sizes) > SHOWN else "")
+    return [f"sizes given as numbers are kept: {shown} (those left symbolic are bound to small distinct ones)"]
+
+
+def _held_constant(graph: Graph) -> list[str]:
+    """Where the user's own stop_gradient leaves something out of the gradient: right as asked for, if it was meant."""
+    moved: set[Tensor] = set()
+    cuts: dict[str, None] = {}
+    for t in graph.nodes:
+        if (t.op.name in ("input", "param") and t.dtype.is_float) or any(x in moved for x in t.inputs):
+            if t.op.name == "stop_gradient":
+                cuts[t.where or t.scope.path] = None
+            elif not t.op.nodiff:
+                moved.add(t)
+    return [f"held constant by stop_gradient, as asked: {', '.join(list(cuts)[:SHOWN])}"] if cuts else []
 
 
 def _spread(values: Mapping[str, Any] | None, graph: Graph) -> dict[str, Any]:
@@ -313,30 +337,31 @@ class _Run:
         self.add_whole(WRONG_SUM, residual, note or "follows from the sums above")
 
     def check_loops(self, symbolic: Graph, unroller: Unroller) -> None:
-        """The gradient of the graph with repeated blocks, written out, must be that of the graph written out."""
+        """The gradient of the graph with repeated blocks, written out, must be that of the graph written out.
+
+        Also by the blocks' own leaves alone: then nothing before the blocks asks for the gradient they hand on.
+        """
         whole = self.gradient
         if whole is None or self.broken:
             return
         outs = [y for y in symbolic.outputs.values() if y.specs is None and y.dtype.is_float]
+        wanted = set(whole.wanted)
         leaves = [t for t in symbolic.nodes if t.op.name in ("input", "param") and t.dtype.is_float]
-        found = autodiff.backward(outs, leaves, whole.gs)
-        backward = Unroller([*outs, *found.values()], RUNS)
-        backward.made.update(unroller.made)
+        leaves = [t for t in leaves if wanted & set(unroller.copies(t))]
         given = {**self.have, **whole.cotangents}
-        for leaf, g in found.items():
-            try:
-                copies = backward.copies(g)
-            except KeyError:
-                self.notes.append(f"the gradient of {leaf.label} alone does not pass the repeated block whole")
-                continue
-            with guarded():
-                got = evaluate(copies, given, self.sizes, complex_numpy)
-            for one, a in zip(unroller.copies(leaf), got, strict=True):
-                true = whole.adjoints[whole.grads[one]] if one in whole.grads else np.zeros_like(a)
-                gap = norm(a - true) / max(norm(true), 1e-300) if norm(a - true) else 0.0
-                if gap > 1e-10:
-                    self.add_whole(WRONG_SUM, gap, "the sum over the runs of a repeated block is wrong", one.label)
-                    self.broken = True
+        for group in (leaves, [t for t in leaves if t.scope.loop is not None]):
+            found = autodiff.backward(outs, group, whole.gs)
+            backward = Unroller([*outs, *found.values()], RUNS)
+            backward.made.update(unroller.made)
+            for leaf, g in found.items():
+                with guarded():
+                    got = evaluate(backward.copies(g), given, self.sizes, complex_numpy)
+                for one, a in zip(unroller.copies(leaf), got, strict=True):
+                    true = whole.adjoints[whole.grads[one]] if one in whole.grads else np.zeros_like(a)
+                    gap = norm(a - true) / max(norm(true), 1e-300) if norm(a - true) else 0.0
+                    if gap > 1e-10:
+                        self.add_whole(WRONG_SUM, gap, "the sum over the runs of a repeated block is wrong", one.label)
+                        self.broken = True
 
     def go_deeper(self, whole: Whole) -> None:
         """The gradient checked as a graph of its own; kinds of nodes seen before are not checked again."""

@@ -134,10 +134,14 @@ class Report:
         return f"{text}, {self.directions} directions, seed {self.seed}" + (f", {sizes}" if sizes else "")
 
     def rows(self, only_wrong: bool = False) -> list[Entry]:
-        """Findings, worst first."""
+        """Findings, worst first; nodes before the whole graph, which is wrong because they are."""
         worst_first = (WRONG_VJP, WRONG_SUM, NONFINITE, NONDETERMINISTIC, NO_PATH, PRECISION, KINK, PASS)
         rank = {verdict: i for i, verdict in enumerate(worst_first)}
-        found = sorted((*self.entries, *self.whole), key=lambda e: (rank[e.verdict], -e.residual))
+
+        def order(e: Entry) -> tuple[bool, bool, int, float]:
+            return e.passed, e.whole and not e.passed, rank[e.verdict], -e.residual
+
+        found = sorted((*self.entries, *self.whole), key=order)
         return [e for e in found if not e.passed] if only_wrong else found
 
     def table(self, only_wrong: bool = False, limit: int | None = None) -> Any:
@@ -174,6 +178,8 @@ class Report:
                 table.add_row("", Text(e.note, style="italic"))
         if limit is not None and len(rows) > limit:
             table.add_row("", Text(f"... and {len(rows) - limit} more"))
+        if self.notes:
+            table.caption, table.caption_justify = Text("\n".join(self.notes)), "left"
         return table
 
     def __rich__(self) -> Any:
