@@ -119,6 +119,8 @@ class Compiled:
         keys: Mapping[Tensor, str] | None = None,
     ) -> None:
         self.graph = Graph(flat, name=options.name)
+        for t in self.graph.nodes:
+            interpret.refuse_loop(t)
         self.tree, self.options = tree, options
         leaves = {**self.graph.inputs, **self.graph.params}
         self.keys = {t: (keys or {}).get(t, n) for n, t in leaves.items()}

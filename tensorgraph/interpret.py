@@ -26,6 +26,17 @@ def shape_of(t: Tensor, binding: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(d if type(d) is int else dims.evaluate(d, binding) for d in t.shape)
 
 
+def refuse_loop(node: Tensor) -> None:
+    """Raise BackendError[TG701] for the frame of a block that is repeated a symbolic number of times."""
+    if isinstance(node.attrs.get("loop"), Loop):
+        count = dims.show(node.attrs["loop"].count)
+        raise BackendError(
+            "TG701",
+            f"a block repeated a symbolic number of times ({count}) is not run",
+            hint="build the model with a number of layers",
+        )
+
+
 def compute(
     node: Tensor,
     args: Iterable[Any],
@@ -45,13 +56,7 @@ def compute(
         return xp.asarray(np.asarray(dims.evaluate(node.attrs["value"], binding), node.attrs["dtype"].np))
     if op.name == "pick":
         return args[0][node.attrs["index"]]
-    if isinstance(node.attrs.get("loop"), Loop):
-        count = dims.show(node.attrs["loop"].count)
-        raise BackendError(
-            "TG701",
-            f"a block repeated a symbolic number of times ({count}) is not run",
-            hint="build the model with a number of layers",
-        )
+    refuse_loop(node)
     if op.forward_fn is None:
         if op.body is None:
             raise BackendError(

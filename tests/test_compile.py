@@ -142,7 +142,7 @@ def test_wrong_inputs(model, change, text):
 def test_missing_and_unknown_inputs(model):
     f, a, *_ = model
     assert said(f, ids=a["ids"]) == (
-        "DataError[TG501] no value given for table, labels\n  table: f32[V, d]\n  labels: i64[B, T]"
+        "DataError[TG501] no value given for labels, table\n  labels: i64[B, T]\n  table: f32[V, d]"
     )
     assert said(f, **a, label=3).splitlines()[-1] == "  hint: did you mean labels, table?"
     assert first(f, a["ids"], table=a["table"]) == (
@@ -422,7 +422,7 @@ def test_donated_arrays_must_be_ones_own():
 def test_eval(model):
     _, a, loss, _ = model
     assert loss.eval(**a) == tg.compile(loss)(**a)
-    assert first(loss.eval, ids=a["ids"]) == "DataError[TG501] no value given for table, labels"
+    assert first(loss.eval, ids=a["ids"]) == "DataError[TG501] no value given for labels, table"
 
 
 def test_threads_take_turns():
