@@ -5,7 +5,22 @@
 
 from __future__ import annotations
 
-from . import architecture, bert, clip, deepseek, gpt2, idefics, llama, llava, mini, paligemma, presets, siglip, vit
+from . import (
+    architecture,
+    bert,
+    clip,
+    deepseek,
+    gpt2,
+    idefics,
+    llama,
+    llava,
+    mini,
+    mllama,
+    paligemma,
+    presets,
+    siglip,
+    vit,
+)
 from .architecture import Architecture
 from .decoder import Decoder
 from .pretrained import Net, from_pretrained
@@ -23,6 +38,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     **llava.ARCHITECTURES,
     **paligemma.ARCHITECTURES,
     **idefics.ARCHITECTURES,
+    **mllama.ARCHITECTURES,
 }
 build = architecture.builder(ARCHITECTURES)
 

@@ -66,6 +66,20 @@ PUBLISHED = [
             "vision": 630766080,
         },
     ),
+    (
+        "llama-3.2-11b-vision",
+        10642941475,
+        {
+            "attention": 1342177280,
+            "connector": 31461376,
+            "cross_attention_blocks": 335546384,
+            "embedding": 525369344,
+            "head": 525336576,
+            "mlp": 7046430720,
+            "norm": 331776,
+            "vision": 836288019,
+        },
+    ),
 ]
 # Totals alone, as their authors or the checkpoints state them.
 TOTALS = {"bert-large": 335141888}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .configs import LLAMA, Batch, inputs
+from .configs import LLAMA, LLAMA3_ROPE, Batch, inputs
 
 Array = np.ndarray[Any, Any]
 
@@ -21,8 +21,9 @@ class Case:
     """A transformers class with keyword arguments of its config, and what it is called with.
 
     `text`: how ids, masks and labels are drawn; `types`: the number of token types, 0: none given. `images`: how many,
-    `several`: how many for each text; `classes`: what the labels of images are. `cotangents`: the outputs that are
-    differentiated, where there is no loss; `wrt`: float inputs to differentiate in; `flags`: inputs that are true.
+    `several`: how many for each text, `tiled`: how many in tiles for each text, with a mask of what each token sees if
+    it `looks`; `classes`: what the labels of images are. `cotangents`: the outputs that are differentiated, where there
+    is no loss; `wrt`: float inputs to differentiate in; `flags`: inputs that are true.
     """
 
     cls: str
@@ -32,6 +33,8 @@ class Case:
     types: int = 0
     images: int = 0
     several: int = 0
+    tiled: int = 0
+    looks: bool = False
     classes: str = ""
     cotangents: tuple[str, ...] = ()
     wrt: tuple[str, ...] = ()
@@ -317,6 +320,90 @@ VISION |= {
     ),
 }
 
+# 3 x 3 patches and a class token, filled up to 16; R tiles in A arrangements.
+MLLAMA_VISION: dict[str, Any] = {name: value for name, value in VIT.items() if name != "num_attention_heads"} | {
+    "attention_heads": 6,
+    "num_hidden_layers": 3,
+    "num_global_layers": 2,
+    "max_num_tiles": 2,
+    "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]],
+    "intermediate_layers_indices": [0, 2],
+    "vision_output_dim": 72,
+}
+MLLAMA_TEXT: dict[str, Any] = LLAMA | {
+    "num_hidden_layers": 4,
+    "cross_attention_layers": [1, 3],
+    "pad_token_id": 40,
+    "bos_token_id": 1,
+}
+
+
+def mllama(seed: int, batch: Batch = LONG, images: int = 2, looks: bool = True, **changes: Any) -> Case:
+    text, vision = MLLAMA_TEXT | changes.pop("text", {}), MLLAMA_VISION | changes.pop("vision", {})
+    settings = {"text_config": text, "vision_config": vision, "image_token_index": 41, **changes}
+    cotangents = ("logits",) if batch.labels == "none" else ()
+    wrt = PIXELS if images else ()
+    return Case(
+        "MllamaForConditionalGeneration",
+        settings,
+        seed,
+        batch,
+        tiled=images,
+        looks=looks,
+        cotangents=cotangents,
+        wrt=wrt,
+    )
+
+
+VISION |= {
+    "mllama": mllama(210),
+    "mllama-left": mllama(
+        211,
+        LEFT,
+        1,
+        text={"cross_attention_layers": [0], "num_hidden_layers": 2, "num_key_value_heads": 6, "rms_norm_eps": 0.1},
+        vision={"hidden_act": "relu", "norm_eps": 0.1, "num_global_layers": 1},
+    ),
+    "mllama-right": mllama(
+        212,
+        RIGHT,
+        vision={
+            "image_size": 17,
+            "patch_size": 6,
+            "max_num_tiles": 3,
+            "intermediate_layers_indices": [1],
+            "vision_output_dim": 48,
+            "num_channels": 1,
+        },
+        text={"rope_parameters": LLAMA3_ROPE},
+    ),
+    "mllama-all-seen": mllama(213, SPACED, looks=False),
+    "mllama-text-only": mllama(214, HOLES, 0),
+    "mllama-three": mllama(
+        215,
+        HOLES,
+        3,
+        vision={"image_size": 10, "intermediate_layers_indices": [2, 0, 1], "vision_output_dim": 96},
+        text={"cross_attention_layers": [2], "num_hidden_layers": 3, "num_key_value_heads": 1, "hidden_act": "gelu"},
+    ),
+}
+
+
+def tiles_of(case: Case, shape: tuple[int, ...], rng: np.random.Generator) -> dict[str, Array]:
+    """Images in tiles, some of them absent; tokens some of which see no tile."""
+    vision, (B, T) = case.settings["vision_config"], shape
+    R, N = vision["max_num_tiles"], case.tiled
+    real = np.arange(R) < rng.integers(1, R + 1, (B, N, 1))
+    real[-1, -1] = B * N == 1
+    sees = rng.integers(0, 2, (B, T, N, R))
+    sees[:, 0], sees[0, 1:] = 0, 1
+    out = {
+        "pixel_values": single(rng.standard_normal((B, N, R, *image_shape(vision)))),
+        "aspect_ratio_ids": rng.integers(0, len(vision["supported_aspect_ratios"]) + 1, (B, N)),
+        "aspect_ratio_mask": real.astype(np.int64),
+    }
+    return {**out, "cross_attention_mask": sees} if case.looks else out
+
 
 def vocabulary(settings: Mapping[str, Any]) -> int:
     text = settings.get("text_config", settings)
@@ -350,7 +437,7 @@ def arrays_of(case: Case) -> dict[str, Any]:
     out: dict[str, Any] = {}
     if case.text is not None:
         out |= inputs(case.text, vocabulary(case.settings), case.seed)
-    if "text_config" in case.settings and case.cls != "CLIPModel":
+    if "text_config" in case.settings and case.images and case.cls != "CLIPModel":
         place_images(case, out["input_ids"], rng)
     if case.types:
         out["token_type_ids"] = rng.integers(0, case.types, out["input_ids"].shape)
@@ -364,6 +451,8 @@ def arrays_of(case: Case) -> dict[str, Any]:
         sees = rng.integers(0, 2, (B, T, case.several))
         sees[:, 0], sees[0, :] = 0, 1  # some tokens see no image, and one row sees all
         out["image_attention_mask"] = sees
+    if case.tiled:
+        out |= tiles_of(case, out["input_ids"].shape, rng)
     if case.classes:
         out["labels"] = labels_of(case, rng)
     return out | dict.fromkeys(case.flags, True)

@@ -7,6 +7,11 @@ import pytest
 pytest.importorskip("torch", reason="the reference needs torch: make parity")
 pytest.importorskip("transformers", reason="the reference needs transformers: make parity")
 
+from safetensors.torch import load_file, save_file
+
+from tensorgraph.errors import DataError
+from tensorgraph.models import from_pretrained
+
 from . import reference as R
 from .configs_vision import VISION, arrays_of
 from .parity import BOUNDS, Suite
@@ -23,7 +28,17 @@ def test_outputs_loss_and_gradients(name, dtype, suite):
     suite.check(name, dtype)
 
 
-SAVED = [("vit-oblong", "AutoModel"), ("classify-numbers", "AutoModelForImageClassification")]
+SAVED = [
+    ("vit-oblong", "AutoModel"),
+    ("classify-numbers", "AutoModelForImageClassification"),
+    ("clip-pairs", "AutoModel"),
+    ("siglip", "SiglipVisionModel"),
+    ("llava", "AutoModelForImageTextToText"),
+    ("deepseek-vl", "AutoModelForImageTextToText"),
+    ("paligemma", "AutoModelForImageTextToText"),
+    ("idefics-norms", "AutoModelForImageTextToText"),
+    ("mllama", "AutoModelForImageTextToText"),
+]
 
 
 @pytest.mark.parametrize(("name", "auto"), SAVED)
@@ -31,3 +46,43 @@ def test_what_is_saved_is_read_back(name, auto, suite, tmp_path):
     suite.net(name, "float32").save_pretrained(tmp_path)
     again = R.run(R.load(tmp_path, auto), arrays_of(VISION[name]), gradients=False)
     R.assert_same(suite.reference(name)[0].outputs, again.outputs, 0.0, gradients=False)
+
+
+# Names that published files have and transformers 5 does not write: the tower's own prefix; and those that versions
+# between wrote.
+AGES = {
+    "published": (("vision_tower.", "vision_tower.vision_model."),),
+    "between": (
+        ("language_model.model.", "model.language_model."),
+        ("language_model.lm_head.", "lm_head."),
+        ("vision_tower.", "model.vision_tower.vision_model."),
+        ("multi_modal_projector.", "model.multi_modal_projector."),
+    ),
+}
+
+
+@pytest.mark.parametrize("age", AGES)
+@pytest.mark.parametrize("name", ["llava", "paligemma"])
+def test_names_of_other_versions(name, age, suite, tmp_path):
+    R.save(suite.model(name), tmp_path)
+
+    def rename(own: str) -> str:
+        for start, other in AGES[age]:
+            if own.startswith(start):
+                return other + own.removeprefix(start)
+        return own
+
+    file = tmp_path / "model.safetensors"
+    save_file({rename(n): t for n, t in load_file(file).items()}, file, metadata={"format": "pt"})
+    ref, net = suite.reference(name)[0], from_pretrained(tmp_path, dtype="float64")
+    _, grads = net.value_and_grad(**arrays_of(VISION[name]), wrt_inputs=("pixel_values",))
+    R.assert_same({rename(n): g for n, g in ref.grads.items()}, grads, 1e-9, gradients=True)
+
+
+def test_image_tokens_are_counted(suite):
+    arrays = arrays_of(VISION["llava"])
+    with pytest.raises(DataError) as e:
+        suite.net("llava", "float32")(**arrays | {"pixel_values": arrays["pixel_values"][:3].astype("float32")})
+    assert str(e.value) == (
+        "[TG513] input_ids hold 16 image tokens (38), and the images have 12 positions\n  hint: each image takes 4"
+    )
