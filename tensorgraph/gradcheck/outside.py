@@ -252,6 +252,7 @@ def check_torch(function: Any, *args: Any, seed: int = 0, directions: int = 2) -
         grads = [next(found) if torch.is_tensor(t) and t.requires_grad else None for t in given]
         return tuple(None if c is None else c.numpy() for c in grads)
 
+    _named_like(f, getattr(function, "forward", function))
     return check_function(f, vjp, *arrays, kind="vjp", seed=seed, directions=directions, name=_called(function))
 
 
@@ -285,8 +286,18 @@ def check_jax(function: Callable[..., Any], *args: Any, seed: int = 0, direction
             )
             return tuple(np.asarray(found[i]) if i in found else None for i in range(len(xs)))
 
+    _named_like(f, function)
     arrays = [np.asarray(a, np.float64) if _is_float(a) else a for a in args]
     return check_function(f, vjp, *arrays, kind="vjp", seed=seed, directions=directions, name=_called(function))
+
+
+def _named_like(f: Any, source: Any) -> None:
+    """Let f's arguments be called as those of `source`, where that tells; `ctx` of a torch forward is none."""
+    try:
+        found = inspect.signature(source)
+    except (TypeError, ValueError):
+        return
+    f.__signature__ = found.replace(parameters=[p for n, p in found.parameters.items() if n not in ("ctx", "self")])
 
 
 def _is_float(x: Any) -> bool:
