@@ -31,11 +31,7 @@ def config(name: str) -> dict[str, Any]:
     table = _table()
     if name not in table:
         near = difflib.get_close_matches(name, table, 3, 0.5)
-        hint = (
-            f"did you mean {', '.join(near)}?"
-            if near
-            else "`tensorgraph list` and models.presets.names() say which"
-        )
+        hint = f"did you mean {', '.join(near)}?" if near else "`tensorgraph list` and models.presets.names() say which"
         raise ModelError("TG910", f"unknown model {name!r}", hint=hint)
     return dict(table[name])
 

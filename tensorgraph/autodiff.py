@@ -130,10 +130,10 @@ def backward(
         useful = _useful(order, wanted | hold)
     carries: dict[Tensor, Tensor] = {}
     pending: dict[Tensor, list[Any]] = {}
-    for y, c in zip(ys, cotangents, strict=True):
-        pending.setdefault(y, []).append(c)
+    for y, seed in zip(ys, cotangents, strict=True):
+        pending.setdefault(y, []).append(seed)
         if trace is not None:
-            trace.setdefault(y, Adjoint()).uses.append((None, 0, c))
+            trace.setdefault(y, Adjoint()).uses.append((None, 0, seed))
     done: dict[Tensor, Tensor] = {}
     for node in reversed(order):
         parts = pending.pop(node, None)
@@ -162,8 +162,8 @@ def backward(
                     pending.setdefault(x, []).append(part)
                     if trace is not None:
                         trace.setdefault(x, Adjoint()).uses.append((node, i, part))
-    for node, g in carries.items():
-        done = _hand_back(done, node, g)
+    for node, carry in carries.items():
+        done = _hand_back(done, node, carry)
     return done
 
 

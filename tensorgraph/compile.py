@@ -44,7 +44,7 @@ def compile(
     the rest comes from `binding`. With `update=` an optimiser it is a training step of the scalar output (the first, or
     the one called "loss"): see Step. `capture`: patterns of named values returned as well, under "captured".
     `donate`: {output: input} pairs; that input's array is overwritten with the output, in place where possible.
-    `debug="nonfinite"`: the first node that produces nan or inf is an error. `trace`: a folder for the text after each pass.
+    `debug="nonfinite"`: the first node that produces nan or inf is an error. `trace`: a folder for each pass.
     `strict`: generated C rounds every operation by itself and takes exp and tanh from libm; by default it fuses
     multiply-add and uses polynomials. Both give the same bits from run to run, for any number of threads.
     Raises BackendError[TG700] for an unknown backend, [TG704] for "c" without a C compiler.
@@ -356,7 +356,7 @@ class Compiled:
 
 
 class MemoryReport(NamedTuple):
-    """Bytes: arena for intermediates, arrays given (parameters, state, inputs), arrays returned, tables; largest live values."""
+    """Bytes: arena for intermediates, arrays given (parameters, state, inputs), returned, tables; largest live ones."""
 
     arena: int
     given: int
@@ -370,7 +370,9 @@ class MemoryReport(NamedTuple):
         return self.arena + self.given + self.returned + self.tables
 
     def __str__(self) -> str:
-        lines = [f"peak {self.peak / 1e6:,.1f} MB = arena {self.arena / 1e6:,.1f} + parameters, state and inputs {self.given / 1e6:,.1f}"
+        lines = [
+            f"peak {self.peak / 1e6:,.1f} MB = arena {self.arena / 1e6:,.1f}"
+            f" + parameters, state and inputs {self.given / 1e6:,.1f}"
                  f" + results {self.returned / 1e6:,.1f} + tables {self.tables / 1e6:,.1f}"]  # fmt: skip
         lines += [f"  {size / 1e6:10,.2f} MB  {path}  {where}".rstrip() for size, path, where in self.largest]
         return "\n".join(lines)
@@ -531,7 +533,7 @@ class Step:
         return State(arrays, self)
 
     def load(self, arrays: Mapping[str, Any]) -> State:
-        """State from saved arrays (see tensorgraph.io.checkpoint). Raises StateError[TG602] if it is another model's."""
+        """State from saved arrays (see io.checkpoint). Raises StateError[TG602] if it is another model's."""
         want = {*(f"params/{n}" for n in self.params), *self.slots}
         if want != set(arrays):
             odd = sorted(want ^ set(arrays))
@@ -545,8 +547,8 @@ class Step:
             like = fresh.get("params/" + k.partition("/")[2]) if t.shape else None
             fits = like is None or a.shape == like.shape
             if not fits or _misfit(t, a.shape):
-                want = list(like.shape) if like is not None else dims.show_shape(t.shape)
-                raise StateError("TG602", f"{k} must have the shape {want}, not {list(a.shape)}")
+                shape = str(list(like.shape)) if like is not None else dims.show_shape(t.shape)
+                raise StateError("TG602", f"{k} must have the shape {shape}, not {list(a.shape)}")
             fresh[k] = a
         return State(fresh, self)
 
@@ -592,7 +594,7 @@ def _misfit(t: Tensor, shape: tuple[int, ...]) -> bool:
 
 
 def _draw(name: str, seed: int, p: Tensor, binding: Mapping[str, int]) -> Any:
-    """A plain initial value where no module says better: normal with deviation 0.02; zeros for biases, ones for norms."""
+    """An initial value where no module says better: normal with deviation 0.02; zeros for biases, ones for norms."""
     import hashlib
 
     shape = interpret.shape_of(p, binding)

@@ -284,8 +284,7 @@ def test_layers_with_and_without_experts_cannot_be_one_block():
     with pytest.raises(ModelError) as e:
         build("deepseek-v3", layers=tg.dim("n"))
     assert e.value.report() == (
-        "ModelError[TG914] a block that is repeated cannot have first ones without experts\n"
-        "  hint: build with a number"
+        "ModelError[TG914] a block that is repeated cannot have first ones without experts\n  hint: build with a number"
     )
     alike = build("deepseek-v3", layers=tg.dim("n"), first_k_dense_replace=0)
     three = evaluate(alike.total(), {**alike.binding, "n": 3})
