@@ -53,6 +53,7 @@ class Target:
                 hint='return what it returns: return Net()(tg.input("x", ("B", 3)))',
             )
         needs, learns = getattr(self.module, "needs", ("input_ids",)), getattr(self.module, "learns", ("labels",))
+        needs = getattr(self.module, "usual", ()) or needs
         found = outputs(**inputs((*needs, *(learns if gradients else ()))))
         if gradients and "loss" in found:
             found = {"loss": found["loss"]}
