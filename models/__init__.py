@@ -23,6 +23,7 @@ from . import (
 )
 from .architecture import Architecture
 from .decoder import Decoder
+from .lora import LoRA
 from .pretrained import Net, from_pretrained
 from .tokenizer import Tokenizer
 
@@ -45,12 +46,14 @@ build = architecture.builder(ARCHITECTURES)
 __all__ = [
     "ARCHITECTURES",
     "Decoder",
+    "LoRA",
     "Net",
     "Tokenizer",
     "build",
     "from_pretrained",
     "gpt2",
     "llama",
+    "lora",
     "mini",
     "presets",
 ]

@@ -19,11 +19,11 @@ from tensorgraph.graph import Graph
 from tensorgraph.io import gguf as gguf_files
 from tensorgraph.io import safetensors
 from tensorgraph.io.files import Array, Entry, fail, open_map, replacing, show
-from tensorgraph.nn import match_name
+from tensorgraph.nn import Parameter, match_name
 from tensorgraph.ops.leaf import const, input
 from tensorgraph.tensor import Tensor
 
-from . import architecture, gguf, presets, stacked
+from . import architecture, gguf, lora, presets, stacked
 from . import generate as generation
 from .architecture import Architecture
 from .model import Model
@@ -52,11 +52,13 @@ class Net:
         folder: Path | None = None,
         names: architecture.Names | None = None,
         defaults: Mapping[str, Any] | None = None,
+        adapter: lora.LoRA | None = None,
         backend: str = "auto",
     ) -> None:
         self.model, self.config, self.tokenizer, self.backend = model, dict(config), tokenizer, backend
         self.state = state or {}
         self.dtype = str(next(iter(model.parameters())).dtype)
+        self.adapter = adapter
         self._folder = folder
         self._published = names or model.names
         self._generation = {**config, **(defaults or {})}
@@ -210,14 +212,65 @@ class Net:
         value = self._generation.get(field)
         return [] if value is None else [int(i) for i in (value if isinstance(value, list) else [value])]
 
+    # -- adapters
+    def add_adapter(self, chosen: lora.LoRA, seed: int = 0) -> Net:
+        """Freeze the model and put a LoRA on it, which changes nothing yet. Returns self. Raises as `lora.add`."""
+        lora.add(self.model, chosen)
+        self.adapter, self._published, self._stacks = chosen, self.model.names, None
+        self._compiled.clear()
+        if self.state:
+            self.state = self.state | self.model.init(seed, self.model.binding, only=lora.parameters(self.model))
+        return self
+
+    def merged(self) -> Net:
+        """A net of the bare model, whose weights have the adapter in them. Raises ModelError: TG924, TG925."""
+        if self.adapter is None:
+            raise ModelError("TG924", "the model has no adapter")
+        uses, values = self.model.uses(), dict(self.values())
+        for m in lora.adapted(self.model).values():
+            if len(uses[m.weight.name]) > 1:
+                text = f"{m.weight.name} is tied: the adapter is on one of its uses, {uses[m.weight.name][0]}, alone"
+                raise ModelError("TG925", text, hint="it cannot be merged")
+            w = values[m.weight.name]
+            values[m.weight.name] = (w + m.delta(values).astype(w.dtype)).astype(w.dtype)
+        model, _ = _model(self.config, self.dtype)
+        model.names = lora.without(self._published)
+        state = {name: values[name] for name in model.named_parameters()}
+        return Net(
+            model,
+            self.config,
+            state,
+            tokenizer=self.tokenizer,
+            folder=self._folder,
+            names=model.names,
+            defaults=self._generation,
+            backend=self.backend,
+        )
+
+    def save_adapter(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the adapter alone, as peft reads it; returns the folder. Raises ModelError[TG924] if there is none."""
+        folder = Path(folder)
+        if self.adapter is None:
+            raise ModelError("TG924", "the model has no adapter")
+        values = self.values()
+        tensors = {name: values[name] for name in lora.parameters(self.model)}
+        safetensors.write(folder / lora.FILE, tensors, {"format": "pt"})
+        config = lora.to_config(self.model, self.adapter, self._folder)
+        _write(folder / lora.CONFIG, json.dumps(config, indent=2) + "\n")
+        return folder
+
     # -- saving
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write config.json and model.safetensors, which transformers reads back; returns the folder.
 
         The config is the file's own, but for its dtype if the values have another now. Files of the tokenizer go along.
-        Raises StateError[TG610] without values, CheckpointError[TG807] if the system refuses.
+        Raises StateError[TG610] without values, CheckpointError[TG807] if the system refuses, ModelError[TG926] for a
+        model with an adapter.
         """
         folder = Path(folder)
+        if self.adapter is not None:
+            hint = "save_adapter(folder) writes it; merged().save_pretrained(folder) writes one model of both"
+            raise ModelError("TG926", "the model has an adapter, which a checkpoint has no place for", hint=hint)
         tensors = stacked.split({self._published_name(name): array for name, array in self.values().items()})
         config = dict(self.config)
         for key in ("dtype", "torch_dtype"):
@@ -261,16 +314,25 @@ def _write(path: Path, text: str) -> None:
 # -------------------------------------------------------------------------------------------------- loading
 
 
-def from_pretrained(path: str | os.PathLike[str], dtype: Any = "float32", *, backend: str = "auto") -> Net:
+def from_pretrained(
+    path: str | os.PathLike[str],
+    dtype: Any = "float32",
+    *,
+    adapter: str | os.PathLike[str] | None = None,
+    backend: str = "auto",
+) -> Net:
     """Open a checkpoint: a Hugging Face folder, a GGUF file, or a config.json (then without values).
 
+    `adapter`: a folder of peft's with a LoRA for a model of a Hugging Face folder; all else is frozen.
     Values are converted to `dtype`. Raises CheckpointError: TG801 nothing there, TG820 tensors that are missing,
     unexplained or mis-shaped (all in one), and as reading does; ModelError: TG911 unknown architecture,
     TG912 and TG913 settings.
     """
     path = Path(path)
     if path.is_dir():
-        return _open_folder(path, dtype, backend)
+        return _open_folder(path, dtype, backend, Path(adapter) if adapter is not None else None)
+    if adapter is not None:
+        raise fail("TG801", path, "is no folder", hint="an adapter goes with the folder of its base model")
     if path.suffix == ".json" and path.is_file():
         return _without_values(read_json(path), dtype, backend, path.parent)
     if path.is_file():
@@ -308,7 +370,7 @@ def _without_values(config: dict[str, Any], dtype: Any, backend: str, folder: Pa
     return Net(model, config, folder=folder, backend=backend)
 
 
-def _open_folder(folder: Path, dtype: Any, backend: str) -> Net:
+def _open_folder(folder: Path, dtype: Any, backend: str, adapter: Path | None) -> Net:
     config = read_json(folder / CONFIG)
     if not (folder / safetensors.SINGLE).is_file() and not (folder / safetensors.INDEX).is_file():
         if old := sorted(p.name for p in folder.glob("*.bin")):
@@ -318,17 +380,51 @@ def _open_folder(folder: Path, dtype: Any, backend: str) -> Net:
                 f"{old[0]} is a pickle, which runs code when it is read",
                 hint="convert it to safetensors",
             )
+        if adapter is not None:
+            raise fail("TG801", folder, "has no values for the adapter to change")
         return _without_values(config, dtype, backend, folder)
     model, found = _model(config, dtype)
+    published = model.names
     tensors = safetensors.open_checkpoint(folder)
     buffers = (*found.buffers, *(b.removeprefix(found.prefix) for b in found.buffers))
     model.names = found.names_in(model.names, tensors)
     state = _load(model, tensors.entries, tensors.read, buffers, folder, dtype)
+    chosen = None
+    if adapter is not None:
+        chosen, values = _put_on(model, adapter, found, published, state, dtype)
+        state |= values
     tokenizer = Tokenizer.from_file(folder) if (folder / TOKENIZER).is_file() else None
     defaults = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
     return Net(
-        model, config, state, tokenizer=tokenizer, folder=folder, names=model.names, defaults=defaults, backend=backend
+        model,
+        config,
+        state,
+        tokenizer=tokenizer,
+        folder=folder,
+        names=model.names,
+        defaults=defaults,
+        adapter=chosen,
+        backend=backend,
     )
+
+
+def _put_on(
+    model: Model, folder: Path, found: Architecture, names: architecture.Names, state: dict[str, Array], dtype: Any
+) -> tuple[lora.LoRA, dict[str, Array]]:
+    """Put the adapter of a folder on a model with these values; the adapter, and its own."""
+    config = read_json(folder / lora.CONFIG)
+    if not (folder / lora.FILE).is_file():
+        raise fail("TG801", folder, f"{lora.FILE} is not there")
+    tensors = safetensors.open_file(folder / lora.FILE)
+    chosen = lora.from_config(config)
+    lora.add(model, chosen, found.names_in(names, [name.removeprefix(lora.PREFIX) for name in tensors]))
+    own = lora.parameters(model)
+    # Beside an adapter of the head peft writes the head itself.
+    copies = {m.lora_A.name.replace("lora_A", "base_layer"): m.weight.name for m in lora.adapted(model).values()}
+    for copy, name in copies.items():
+        if copy in tensors and not np.array_equal(tensors.read(copy, to_dtype(dtype)), state[name]):
+            raise fail("TG821", folder / lora.FILE, f"{copy} differs from {name} of the base model")
+    return chosen, _load(model, tensors.entries, tensors.read, copies, folder / lora.FILE, dtype, own)
 
 
 def _open_gguf(path: Path, dtype: Any, backend: str) -> Net:
@@ -351,9 +447,13 @@ def _load(
     buffers: Iterable[str],
     where: Path,
     dtype: Any,
+    wanted: Mapping[str, Parameter] | None = None,
 ) -> dict[str, Array]:
-    """The values of all parameters. Raises CheckpointError[TG820] listing all tensors that do not fit."""
-    wanted = model.named_parameters()
+    """The values of all parameters, or of those `wanted`.
+
+    Raises CheckpointError[TG820] listing all tensors that do not fit.
+    """
+    wanted = model.named_parameters() if wanted is None else wanted
     tied = {model.rename(path): name for name, paths in model.uses().items() for path in paths[1:]}
     names = {n: stacked.names_of(n, p, model.binding) for n, p in wanted.items()}
     shapes = {n: wanted[own].shape[int(n != own) :] for own, several in names.items() for n in several}

@@ -93,7 +93,8 @@ class Parameter:
         return getattr(self.__tensor__(), name)
 
     def __repr__(self) -> str:
-        return f"<Parameter {self.name} {self.dtype.short}{dims.show_shape(self.shape)}{'' if self.trained else ' frozen'}>"
+        kind = f"{self.dtype.short}{dims.show_shape(self.shape)}"
+        return f"<Parameter {self.name} {kind}{'' if self.trained else ' frozen'}>"
 
 
 class Buffer(Parameter):
@@ -173,7 +174,7 @@ class Module:
             stack += [(f"{path}.{n}" if path else n, c) for n, c in reversed(list(m.children()))]
 
     def assign_names(self) -> None:
-        """Give every parameter its name, component and multiplicity; called when the module is first used as a whole."""
+        """Give every parameter its name, component and multiplicity; called when the module is used as a whole."""
         component: dict[str, str] = {}
         loops: dict[str, Loop | None] = {}
         counts: dict[str, Dim] = {}
@@ -197,7 +198,7 @@ class Module:
     def rename(self, path: str) -> str:
         """The published name of an attribute path, by the first pattern of `names` that fits.
 
-        A pattern is a prefix or an inner piece: ("layers.{}.attn.q.", "model.layers.{}.self_attn.q_proj."); `{}` is a number.
+        A pattern is a prefix: ("layers.{}.attn.q.", "model.layers.{}.self_attn.q_proj."), where `{}` is a number.
         """
         for ours, theirs in self.names:
             found = match_name(ours, path)
@@ -231,7 +232,7 @@ class Module:
         return out
 
     def freeze(self, *patterns: str) -> Module:
-        """Stop training the parameters whose name or component fits a pattern (`*` and `?`); none: all. Returns self."""
+        """Stop training parameters whose name or component fits a pattern (`*` and `?`); none: all. Returns self."""
         return self._set_trained(patterns or ("*",), False)
 
     def unfreeze(self, *patterns: str) -> Module:
@@ -249,15 +250,18 @@ class Module:
                 p.trained = trained and p.counted
         return self
 
-    def init(self, seed: int = 0, binding: Any = None, dtype: Any = None) -> dict[str, Any]:
-        """Fresh values for all parameters, by name, from a seeded generator (one stream per name)."""
+    def init(
+        self, seed: int = 0, binding: Any = None, dtype: Any = None, only: Iterable[str] | None = None
+    ) -> dict[str, Any]:
+        """Fresh values for all parameters (`only`: those with these names), from a seeded generator per name."""
         import hashlib
 
         import numpy as np
 
         values = dims.binding(getattr(self, "binding", None), binding)
         out = {}
-        for name, p in self.named_parameters().items():
+        every = self.named_parameters()
+        for name, p in (every if only is None else {n: every[n] for n in only}).items():
             shape = tuple(dims.evaluate(d, values) for d in p.shape)
             key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
             rng = np.random.default_rng([seed, key])
@@ -291,7 +295,7 @@ class Module:
 
 
 def match_name(pattern: str, path: str) -> tuple[list[str], str] | None:
-    """If `path` begins with `pattern`: what stands for each {} (a number, or the `n` of a symbolic list), and what follows."""
+    """If `path` begins with `pattern`: what stands for each {} (a number, or a symbolic `n`), and what follows."""
     numbers: list[str] = []
     pieces = pattern.split("{}")
     if not path.startswith(pieces[0]):
@@ -350,7 +354,7 @@ def draw(p: Parameter, rng: Any, shape: tuple[int, ...]) -> Any:
 class ModuleList(Module):
     """Modules in a row. Of a number: `ModuleList(Block(i) for i in range(12))`. Of a symbol: `ModuleList(n, Block())`.
 
-    Calling it runs `x = block(x, *context)` for each; a symbolic list makes its block once, in a scope of multiplicity n.
+    Calling it runs `x = block(x, *context)` for each; a symbolic list makes its block once, with multiplicity n.
     """
 
     def __init__(self, modules: Any, block: Any = None) -> None:

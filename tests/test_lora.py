@@ -1,0 +1,120 @@
+"""Adapters: what they train, folders, merging, errors. Against peft: tests/parity/test_lora.py."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import tensorgraph as tg
+from tensorgraph.dims import evaluate
+from tensorgraph.errors import CheckpointError, ModelError
+from tensorgraph.io import safetensors
+from tensorgraph.models import Net, build, from_pretrained, lora
+from tensorgraph.models.lora import LoRA
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 31,
+    "hidden_size": 12,
+    "intermediate_size": 10,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "head_dim": 4,
+}
+IDS = np.arange(14).reshape(2, 7)
+
+
+@pytest.fixture
+def net(tmp_path):
+    made = Net(build(LLAMA).astype("float64"), LLAMA).init(1)
+    made.save_pretrained(tmp_path / "base")
+    return made.add_adapter(LoRA(r=2, alpha=3, targets=("q_proj", "down_proj")), seed=2)
+
+
+@pytest.mark.parametrize(("r", "trained"), [(16, 39_976_960), (32, 79_953_920)])
+@pytest.mark.parametrize("layers", [None, tg.dim("n")], ids=["unrolled", "symbolic"])
+def test_what_all_linear_layers_of_llama_2_7b_train(r, trained, layers):
+    model = lora.add(build("llama-2-7b", layers=layers), LoRA(r=r, alpha=16))
+    assert evaluate(model.total(trained=True), model.binding) == trained
+    assert evaluate(model.total(trained=False), model.binding) == 6738415616
+
+
+def test_an_adapter_changes_nothing_at_first_and_all_else_is_frozen(net, tmp_path):
+    base = from_pretrained(tmp_path / "base", dtype="float64")
+    np.testing.assert_array_equal(net(input_ids=IDS)["logits"], base(input_ids=IDS)["logits"])
+    grads = net.value_and_grad(input_ids=IDS, labels=IDS)[1]
+    assert set(grads) == set(lora.parameters(net.model)) == set(net.state) - set(base.state)
+    assert sorted(grads)[:2] == [f"base_model.model.model.layers.0.mlp.down_proj.lora_{x}.weight" for x in "AB"]
+    assert all((g == 0).all() == name.endswith("lora_A.weight") for name, g in grads.items())
+
+
+def test_a_step_moves_the_adapter_alone(net):
+    inputs = net.model.inputs(["input_ids", "labels"])
+    step = tg.compile(net.model.outputs(**inputs)["loss"], update=tg.optim.AdamW(lr=0.1), binding=net.model.binding)
+    _, state = step(step.init(net.values()), input_ids=IDS.astype(np.int32), labels=IDS.astype(np.int32))
+    moved = {n for n, a in state.params.items() if not np.array_equal(a, net.state[n])}
+    assert moved == set(lora.parameters(net.model))
+
+
+def test_folders_and_merging(net, tmp_path):
+    for name in lora.parameters(net.model):
+        net.state[name] = np.random.default_rng(len(name)).standard_normal(net.state[name].shape)
+    net.save_adapter(tmp_path / "adapter")
+    again = from_pretrained(tmp_path / "base", dtype="float64", adapter=tmp_path / "adapter")
+    assert again.adapter == net.adapter
+    want = net(input_ids=IDS)["logits"]
+    np.testing.assert_array_equal(again(input_ids=IDS)["logits"], want)
+    merged = again.merged()
+    np.testing.assert_allclose(merged(input_ids=IDS)["logits"], want, rtol=1e-12, atol=1e-13)
+    assert all(p.trained for p in merged.model.parameters())
+    np.testing.assert_array_equal(again.generate(IDS, 5), merged.generate(IDS, 5))
+
+
+def errors():
+    yield {"use_dora": True}, "TG912", "adapters with use_dora = True are not supported"
+    yield {"bias": "all"}, "TG912", "adapters with bias = 'all' are not supported"
+    yield {"r": 0}, "TG913", "the rank r of an adapter must be a positive whole number, not 0"
+    yield {"target_modules": "("}, "TG913", "target_modules is no regular expression"
+    yield {"target_modules": 3}, "TG913", "target_modules must be a string or a list of strings, not 3"
+    yield {"lora_alpha": "x"}, "TG913", "lora_alpha must be a number, not 'x'"
+    yield {"target_modules": ["c_attn"]}, "TG922", "no linear layer is called ('c_attn',)"
+
+
+@pytest.mark.parametrize(("change", "code", "text"), list(errors()))
+def test_configs_that_are_refused(change, code, text, net, tmp_path):
+    folder = net.save_adapter(tmp_path / "adapter")
+    config = json.loads((folder / lora.CONFIG).read_text())
+    (folder / lora.CONFIG).write_text(json.dumps(config | change))
+    with pytest.raises(ModelError, match=code) as e:
+        from_pretrained(tmp_path / "base", adapter=folder)
+    assert text in str(e.value)
+
+
+def test_tensors_that_do_not_fit(net, tmp_path):
+    folder = net.save_adapter(tmp_path / "adapter")
+    tensors = safetensors.read(folder / lora.FILE)
+    name = sorted(tensors)[0]
+    safetensors.write(folder / lora.FILE, {n: a for n, a in tensors.items() if n != name} | {"more": np.zeros(2)})
+    with pytest.raises(CheckpointError) as e:
+        from_pretrained(tmp_path / "base", adapter=folder)
+    assert list(e.value.notes)[-2:] == [f"missing: {name} [2, 10] = [2, f]", "unexplained: more [2]"]
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json"):
+        from_pretrained(tmp_path / "base", adapter=tmp_path)
+
+
+def test_what_cannot_be_done_with_an_adapter(net, tmp_path):
+    with pytest.raises(ModelError, match="TG926"):
+        net.save_pretrained(tmp_path / "new")
+    with pytest.raises(ModelError, match="TG923"):
+        net.add_adapter(LoRA(r=1, alpha=1))
+    bare = from_pretrained(tmp_path / "base")
+    for call in (bare.merged, lambda: bare.save_adapter(tmp_path / "new")):
+        with pytest.raises(ModelError, match="TG924"):
+            call()
+    tied = Net(build(LLAMA | {"tie_word_embeddings": True}), LLAMA).init()
+    tied.add_adapter(LoRA(r=1, alpha=1, targets=("lm_head",)))
+    with pytest.raises(ModelError, match="TG925"):
+        tied.merged()
