@@ -68,7 +68,7 @@ def run(
     binding = dict(net.model.binding) if net is not None else dict(target.binding)
     if "V" in target.sizes:
         binding.setdefault("V", tokenizer.vocab_size)
-    params = net.state if net is not None and net.state else None
+    params = net.values() if net is not None and net.state else None
     trainer = Trainer(model, params, corpus, settings, {k: v for k, v in binding.items() if k not in ("B", "T")})
     resumed = out is not None and not restart and trainer.resume(out)
     bigram = corpus.bigram_loss()
