@@ -478,11 +478,17 @@ def binding(*given: str | Mapping[str, Any] | None) -> dict[str, int]:
             raise SizeError("TG010", f"{n} = {show(open_[n])} needs {', '.join(unknown)}, {lack}")
         for n in ready:
             done[n] = evaluate(open_.pop(n), done)
-            low = _facts[n].min if n in _facts else 0
-            if done[n] < low:
-                hint = f'tg.dim("{n}", min={done[n]})' if done[n] >= 0 else None
-                raise SizeError("TG010", f"{n} = {done[n]} is below its minimum, {low}", hint=hint)
+    check_minima(done)
     return done
+
+
+def check_minima(values: Mapping[str, int]) -> None:
+    """Raise SizeError[TG010] for a value below its symbol's minimum."""
+    for n, value in values.items():
+        low = _facts[n].min if n in _facts else 0
+        if value < low:
+            hint = f'tg.dim("{n}", min={value})' if value >= 0 else None
+            raise SizeError("TG010", f"{n} = {value} is below its minimum, {low}", hint=hint)
 
 
 def _name(key: Any) -> str:

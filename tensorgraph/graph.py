@@ -15,7 +15,7 @@ from .dtypes import DType
 from .errors import DataError, GraphError, SizeError
 from .op import Obligation, operand
 from .ops.leaf import CONST, DIMENSION, const
-from .tensor import Loop, Tensor, identities, make, topological
+from .tensor import Loop, Tensor, as_tensor, identities, make, topological
 
 VIEWS = ("reshape", "permute", "expand", "slice", "stop_gradient")
 
@@ -28,14 +28,15 @@ class Graph:
     """
 
     def __init__(self, outputs: Any, *, name: str = "graph", aliases: Mapping[str, Dim] | None = None) -> None:
-        if isinstance(outputs, Tensor):
+        if isinstance(outputs, (Tensor, int, float)) or hasattr(outputs, "__tensor__"):
+            outputs = as_tensor(outputs)
             outputs = {outputs.label or "out": outputs}
         elif not isinstance(outputs, Mapping):
-            many = list(outputs)
+            many = [as_tensor(t) for t in outputs]
             outputs = {t.label or f"out{i}": t for i, t in enumerate(many)}
             if len(outputs) < len(many):
                 outputs = {f"out{i}": t for i, t in enumerate(many)}
-        self.outputs: dict[str, Tensor] = dict(outputs)
+        self.outputs: dict[str, Tensor] = {k: as_tensor(v) for k, v in outputs.items()}
         self.name, self.aliases = name, dict(aliases or {})
         self.nodes: list[Tensor] = topological(self.outputs.values())
         self.inputs: dict[str, Tensor] = self._leaves("input")
@@ -114,6 +115,7 @@ class Graph:
                 f"no value for {', '.join(missing)}",
                 hint=f'bind them: "{",".join(m + "=4" for m in missing[:3])}"',
             )
+        dims.check_minima({s: binding[s] for s in self.symbols})
         for o in self.obligations:
             if not o.holds(binding):
                 have = ", ".join(f"{n} = {binding[n]}" for n in sorted(dims.free(o.left) | dims.free(o.right)))
@@ -127,6 +129,7 @@ class Graph:
             else {k: dims.canon(v) for k, v in (binding or {}).items()}
         )
         values = {**given, **{k: dims.canon(v) for k, v in sizes.items()}}
+        dims.check_minima({k: v for k, v in values.items() if type(v) is int})
         out = self.map(dim=lambda d: dims.substitute(d, values))
         for o in out.obligations:
             if not (dims.free(o.left) | dims.free(o.right)) and not o.holds({}):
@@ -337,24 +340,35 @@ class Graph:
                 if type(d) is int and d == have:
                     continue
                 hard.append((name, d, axis, have))
-        for name, d, axis, have in hard:
-            free = dims.free(d)
-            open_ = sorted(free - out.keys())
-            if len(open_) == 1 and (value := _solve(d, open_[0], have, out)) is not None:
-                out[open_[0]] = value
-            if not free <= out.keys() or dims.evaluate(d, out) != have:
-                want = (
-                    dims.show(d)
-                    if type(d) is int or not free <= out.keys()
-                    else f"{dims.show(d)} = {dims.evaluate(d, out)}"
-                )
-                text = f"{name}: axis {axis} has {have}, where the graph has {want}"
-                raise DataError(
-                    "TG502",
-                    text,
-                    operands=[operand(known[name], axis=axis)],
-                    notes=[f"given: {list(np.shape(arrays[name]))}"],
-                )
+        waiting = hard
+        while waiting:  # an axis with one unknown size tells it, and may so settle another
+            later = []
+            for name, d, axis, have in waiting:
+                unknown_ = sorted(dims.free(d) - out.keys())
+                if len(unknown_) == 1 and (value := _solve(d, unknown_[0], have, out)) is not None:
+                    out[unknown_[0]] = value
+                elif len(unknown_) > 1:
+                    later.append((name, d, axis, have))
+                    continue
+                if unknown_ and unknown_[0] not in out:
+                    text = f"{name}: axis {axis} has {have}, which {dims.show(d)} cannot be"
+                elif dims.evaluate(d, out) != have:
+                    want = dims.show(d) if type(d) is int else f"{dims.show(d)} = {dims.evaluate(d, out)}"
+                    text = f"{name}: axis {axis} has {have}, where the graph has {want}"
+                else:
+                    continue
+                notes = [f"given: {list(np.shape(arrays[name]))}"]
+                raise DataError("TG502", text, operands=[operand(known[name], axis=axis)], notes=notes)
+            if len(later) == len(waiting):
+                name, d, axis, have = later[0]
+                open_ = sorted(dims.free(d) - out.keys())
+                text = f"{name}: axis {axis} has {have}, which does not say what {' and '.join(open_)} are"
+                hint = f'say it: binding="{open_[0]}=4"'
+                raise DataError("TG507", text, operands=[operand(known[name], axis=axis)], hint=hint)
+            waiting = later
+        for name, size in dims.assumptions(self.symbols).items():
+            if name not in out and dims.free(size) <= out.keys():
+                out[name] = dims.evaluate(size, out)
         return out
 
     def check_data(
@@ -399,18 +413,16 @@ def _product(term: dims.Term, *, positive: bool) -> Dim:
 
 
 def _solve(d: Dim, name: str, value: int, known: Mapping[str, int]) -> int | None:
-    """The value of `name` that makes a size linear in it equal `value`, if there is a whole one."""
-    at0 = sum(_term(t, name, 0, known) for t in dims.terms(d) if all(n != name for n, _ in t.powers))
-    slope = 0
-    for t in dims.terms(d):
-        powers = dict(t.powers)
-        if name in powers:
-            if powers[name] != 1:
-                return None
-            slope += _term(t, name, 1, known)
-    if slope and (value - at0) % slope == 0:
-        return int((value - at0) // slope)
-    return None
+    """The value of `name`, which occurs in one power, that makes a size equal `value`, if there is a whole one."""
+    terms = dims.terms(d)
+    at0 = sum(_term(t, name, 0, known) for t in terms if name not in dict(t.powers))
+    slope = sum(_term(t, name, 1, known) for t in terms if name in dict(t.powers))
+    powers = {p for t in terms for n, p in t.powers if n == name}
+    power = powers.pop()
+    if powers or power < 1 or not slope or (value - at0) % slope or (value - at0) / slope < 0:
+        return None
+    root = round(((value - at0) // slope) ** (1 / power))
+    return root if root**power * slope + at0 == value else None
 
 
 def _term(t: dims.Term, name: str, value: int, known: Mapping[str, int]) -> Any:
