@@ -13,7 +13,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test slow parity lint format types size clean distclean
+.PHONY: help demo test slow parity gallery lint format types size clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -29,6 +29,9 @@ slow: $(VENV)/.test ## run the tests marked slow
 
 parity: $(VENV)/.parity ## compare with torch and transformers (installs both)
 	@TENSORGRAPH_PARITY=1 $(ONE_THREAD) $(PYTEST) -m "" -n $(JOBS) tests/parity $(TEST_ARGS)
+
+gallery: $(VENV)/.core ## MODELS.md and visualize/gallery: picture and totals of every preset
+	@$(BIN)/python tests/gallery.py
 
 lint: $(VENV)/.dev ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -173,7 +173,13 @@ class _Backward:
         if isinstance(owner, Scope) and owner in self.sums:
             lines = ("sum over its uses",)
         ops = ", ".join(dict.fromkeys(n.op.name for n in nodes if n.op.style != "view"))
-        return Box(id_, label, lines=lines, block=frame, tooltip=f"{ops} · {nodes[0].where}".strip(" ·"))
+        return Box(
+            id_,
+            label,
+            lines=lines,
+            block=frame,
+            tooltip=f"{ops} · {nodes[0].where if self.seen.where else ''}".strip(" ·"),
+        )
 
     def _why_not(self, step: Step) -> str:
         """Why no gradient passes a step, in three words."""

@@ -36,6 +36,7 @@ def draw(
     binding: Any = None,
     title: str | None = None,
     block: str | None = None,
+    where: bool = True,
     force: bool = False,
 ) -> Picture:
     """A picture of a tensor, module, graph or loaded model; `.save("x.svg")` writes it.
@@ -44,10 +45,10 @@ def draw(
     repeated layer opened: the first, or the one whose path or class fits `block`), "ops" (every node), "backward"
     (gradients and what is saved for them), "seed" (a decoder as a chain of thirteen boxes). `values` colours nodes,
     parameters or names by a number, which `values_label` names. `shapes` labels edges. `links`: a URL template with
-    {label}, {op}, {path}, {component}, or a table by label or path. `binding` turns formulas into numbers. A module
-    must say what it is called with, as published models do. Raises GraphError: [TG388] a name in `values`, [TG389]
-    too many boxes, [TG390] what cannot be drawn, [TG391] an unknown level or block, [TG392] no decoder for "seed",
-    [TG395] an unknown direction.
+    {label}, {op}, {path}, {component}, or a table by label or path. `binding` turns formulas into numbers.
+    `where=False` leaves lines of code out of tooltips. A module must say what it is called with, as published models
+    do. Raises GraphError: [TG388] a name in `values`, [TG389] too many boxes, [TG390] what cannot be drawn, [TG391] an
+    unknown level or block, [TG392] no decoder for "seed", [TG395] an unknown direction.
     """
     if level not in LEVELS:
         raise GraphError("TG391", f"unknown level {level!r}", hint=f"one of: {', '.join(LEVELS)}")
@@ -66,6 +67,7 @@ def draw(
         binding=sizes,
         values=values,
         links=links,
+        where=where,
     )
     said = title if title is not None else title_of(graph, name, sizes)
     if level == "seed":

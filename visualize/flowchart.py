@@ -105,7 +105,7 @@ class _Chart:
             if flow.target not in self.inside:
                 continue
             if isinstance(flow.source, Tensor):
-                tip = f"{flow.source.type_text} · {flow.source.where}"
+                tip = f"{flow.source.type_text} · {flow.source.where if self.seen.where else ''}".strip(" ·")
                 self._stub(flow.source, flow.source.label or "input", tip)
             elif flow.source not in self.inside:
                 carried = any(v is flow.value for _, v in self.ports)
@@ -114,7 +114,8 @@ class _Chart:
         for step in self.steps:
             given = self.seen.given(step, step not in read)
             if given is not None:
-                text = given.label or (given.op.title if not given.inputs else "constants")
+                inside = given.scope is not step.scope and given.scope.name  # a layer that makes a table names it
+                text = given.label or inside or (given.op.title if not given.inputs else "constants")
                 name = self._stub(given, text, given.type_text, "constant")
                 self._edge(name, self.seen.ids[step], self.seen.shape_text(given))
 

@@ -32,8 +32,9 @@ class Projection:
         binding: Mapping[str, int] | None = None,
         values: Mapping[Any, float] | None = None,
         links: str | Mapping[str, str] | None = None,
+        where: bool = True,
     ) -> None:
-        self.graph, self.binding, self.links = graph, dict(binding or {}), links
+        self.graph, self.binding, self.links, self.where = graph, dict(binding or {}), links, where
         self.folded: Fold = fold(graph)
         if unfold:
             self.folded = self.folded.flat()
@@ -140,7 +141,9 @@ class Projection:
             title = f"({' + '.join(f'{p.times} {item_name(p.runs[0][0])}' for p in inside)})"
         for other in beside:
             mine, theirs = part.runs[0][0], other.runs[0][0]
-            if other is not part and isinstance(mine, Layer) and isinstance(theirs, Layer):
+            if other is part or not isinstance(mine, Layer) or not isinstance(theirs, Layer):
+                continue
+            if item_name(mine) == item_name(theirs) and mine.form is not theirs.form:
                 title = f"{title}, {trait(mine.form, theirs.form)}"
                 break
         text = "" if type(times) is int and times == 1 else f"×{show(times, self.graph.aliases)}"
@@ -189,7 +192,10 @@ class Projection:
         if head in self.parts.origin:
             return head.label.replace("_", " ") if head.op.style == "matmul" and head.label else head.op.title
         if step.whole or (step.weights and alone and scope.name and not scope.name.isdigit()):
-            return scope.name if scope.name and not scope.name.isdigit() else scope.kind or head.op.title
+            if scope.name and not scope.name.isdigit():
+                return scope.name
+            above = scope.parent.name if scope.name and scope.parent is not None else ""
+            return f"{above}.{scope.name}" if above and not above.isdigit() else scope.kind or head.op.title
         if step.weights:
             own = [p for p in step.weights if self.owners[p] is step]
             if not own and head.label:
@@ -231,7 +237,7 @@ class Projection:
         if not read:
             return ()
         owned = [self.owners[p] is step for p in read]
-        trained = {bool(p.attrs.get("trained", True)) for p in read}
+        trained = {is_trained(p) for p in read if p.attrs.get("counted", True)} or {True}
         name = self.labels[step] if len(read) > 1 or not self.every else short_name(read[0].label)
         if all(owned) and len(trained) == 1:
             shapes: dict[str, int] = {}
@@ -246,14 +252,12 @@ class Projection:
         for p, own in zip(read, owned, strict=True):
             tied = None if own else short_name(p.label) if self.every else self.labels[self.owners[p]]
             label = short_name(p.label) if len(read) > 1 else name
-            out.append(
-                Weight(label, self.shape(p.shape), self.number(p.size), bool(p.attrs.get("trained", True)), tied)
-            )
+            out.append(Weight(label, self.shape(p.shape), self.number(p.size), is_trained(p), tied))
         return tuple(out)
 
     def _tooltip(self, step: Step, origin: Tensor) -> str:
         ops = list(dict.fromkeys(n.op.name for n in step.nodes if n.op.style != "view")) or [step.head.op.name]
-        about = [", ".join(ops), step.nodes[-1].type_text, origin.scope.path, origin.where]
+        about = [", ".join(ops), step.nodes[-1].type_text, origin.scope.path, origin.where if self.where else ""]
         about += [f"{p.label} {p.type_text} {self.number(p.size)}" for p in step.weights]
         return " · ".join(part for part in about if part)
 
@@ -285,6 +289,11 @@ class Projection:
                 if step not in found or abs(value) > abs(found[step]):
                     found[step] = float(value)
         return found
+
+
+def is_trained(p: Tensor) -> bool:
+    """Whether a parameter is trained; what is stored and not counted (a router's correction) is never called frozen."""
+    return bool(p.attrs.get("trained", True)) or not p.attrs.get("counted", True)
 
 
 def in_backward(item: Tensor | Layer) -> bool:
@@ -349,7 +358,7 @@ def _settings(node: Tensor) -> tuple[str, ...]:
 
 def title_of(graph: Graph, name: str | None, binding: Mapping[str, int]) -> str:
     """`name · 124.4 M parameters`, with what is frozen."""
-    params = list(graph.params.values())
+    params = [p for p in graph.params.values() if p.attrs.get("counted", True)]
     if not params:
         return name or graph.name
     total = sum_sizes([mul(p.size, p.scope.times) for p in params])

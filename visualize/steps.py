@@ -2,7 +2,9 @@
 
 A step that carries weights is the node that reads a parameter, with the small change around it: views, casts, bias,
 scale. A layer without inner layers is one step if it holds at most one product, norm, activation or the like. What is
-computed from constants alone is no step. Attention is shown as its definition: scores, softmax, weighted sum.
+computed from constants alone is no step, nor are integers and truth values on their way to others: they go with what
+they are computed from (masks, positions, the sorting of tokens by expert). Attention is shown as its definition:
+scores, softmax, weighted sum.
 """
 
 from __future__ import annotations
@@ -51,6 +53,8 @@ class Steps:
         self.folded, self.every = folded, every
         self.expand = not every and not whole
         self.lead = folded.representative
+        self.outputs = set(folded.graph.outputs.values())
+        self.counts = not any(t.dtype.is_float for t in self.outputs)  # a graph of integers: they are what it is about
         self.alias: dict[Tensor, Tensor] = {}  # a node shown as something else: its expansion, or the input it views
         self.of: dict[Tensor, Step] = {}
         self.weights: dict[Tensor, tuple[Tensor, ...]] = {}  # parameters that a value without data is made of
@@ -192,6 +196,10 @@ class Steps:
 
     def _host(self, n: Tensor, xs: list[Tensor], data: list[Tensor]) -> Step | Tensor | None:
         """The step that a node is small change of; an input leaf, if it only views one."""
+        if n.specs is None and not n.dtype.is_float and n not in self.outputs and not self.counts:
+            homes = {self.of.get(x, x): None for x in data}
+            if len(homes) == 1 and not any(x.dtype.is_float for x in data):
+                return next(iter(homes))
         if len(data) != 1 or n.op.style not in ("view", "move", "elementwise", "loop"):
             return None
         (x,) = data
