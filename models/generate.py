@@ -12,6 +12,7 @@ from tensorgraph.dims import dim, evaluate
 from tensorgraph.errors import DataError, ModelError
 from tensorgraph.ops.leaf import input
 
+from .decoder import Decoder
 from .parts import Cache
 
 if TYPE_CHECKING:
@@ -126,8 +127,10 @@ def tokens(
     Greedy unless a temperature, top_k or top_p is given; temperature 0 is greedy too. A row that has ended goes on with
     `pad_token_id`. eos and pad default to the model's. Where the prompt has padding and no mask is given, the mask
     is read off it, as transformers does. Raises as `Session.feed`, DataError[TG511] for a malformed prompt,
-    ModelError[TG917] for a setting out of range.
+    ModelError[TG917] for a setting out of range, [TG919] for a model that is no decoder.
     """
+    if not isinstance(net.model, Decoder):
+        raise ModelError("TG919", f"generation is for decoders alone, not for {type(net.model).__name__}")
     ids = prompt_of(input_ids)
     B, T = ids.shape
     check_sampling(max_new_tokens, temperature, top_k, top_p)

@@ -22,7 +22,7 @@ from tensorgraph.tensor import Tensor, scope
 
 from . import clip, decoder, gpt2, llama, siglip
 from .architecture import Architecture, Names, builder
-from .decoder import Cache, Decoder, Sizes, next_token_loss
+from .decoder import Decoder, Sizes, next_token_loss
 from .model import Model, Spec, belongs, under
 from .parts import choose
 
@@ -214,11 +214,6 @@ class Llava(Model):
             shown = image if self.plan.batched else reshape(image, (mul(*image.shape[:2]), image.shape[2]))
             out["image_hidden_states"] = shown.named("image_hidden_states")
         return out
-
-    def step(self, cache: Cache, **inputs: Any) -> Tensor:
-        """Logits of the last position, for generation."""
-        logits: Tensor = self(cache=cache, **inputs)["logits"]
-        return logits
 
     def _seen(self, pixels: Tensor) -> Tensor:
         p, found = self.plan, self.vision(pixels)

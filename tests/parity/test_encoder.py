@@ -13,6 +13,7 @@ pytest.importorskip("transformers", reason="the reference needs transformers: ma
 
 import transformers
 
+from tensorgraph.errors import ModelError
 from tensorgraph.models import from_pretrained
 from tensorgraph.models.bert import sentences
 
@@ -74,3 +75,9 @@ def test_sentence_embeddings(dtype, minilm):
     R.assert_same({"embeddings": ref}, {"embeddings": ours}, BOUNDS[dtype][0], gradients=False)
     # The first numbers that the model's own page shows for these sentences.
     np.testing.assert_allclose(ours[0, :3], [0.0677, 0.0635, 0.0487], atol=6e-5)
+
+
+def test_encoders_do_not_generate(suite):
+    with pytest.raises(ModelError) as e:
+        suite.net("bert", "float32").generate([[1, 2]])
+    assert str(e.value) == "[TG919] generation is for decoders alone, not for Bert"
