@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import time
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import tensorgraph as tg
 from tensorgraph import autodiff
+from tensorgraph.cli.app import app
 from tensorgraph.complex_numpy import NotAnalytic, complex_numpy, guarded
 from tensorgraph.gradcheck import first_nonfinite
 from tensorgraph.gradcheck.reference import jvp, remainder_order, richardson
 from tensorgraph.gradcheck.sampling import small_sizes
+from tensorgraph.models import presets
 
 B, T, d = tg.dims("B T d")
 rng = np.random.default_rng(0)
@@ -481,6 +485,37 @@ def test_sizes_that_cannot_be_are_said():
     assert small_sizes(tg.Graph(hopeless)) == {"n": 2}
     with pytest.raises(tg.errors.SizeError, match="breaks an obligation"):
         tg.check_grads(tg.Graph(x.sum()), binding="H=3,G=2")
+
+
+# ------------------------------------------------------------------------------------ published models
+
+SAMPLE = ("gpt2", "smollm2-135m", "gemma-3-1b", "bert-base", "vit-b-16", "mini-268", "mini-11776")
+
+
+def check_preset(name):
+    """What `tensorgraph check NAME --json` prints, within the time it may take."""
+    start = time.process_time()
+    done = CliRunner().invoke(app, ["check", name, "--json"])
+    seconds = time.process_time() - start
+    found = json.loads(done.output)
+    assert done.exit_code == 0 and found["passed"] is True, found
+    assert found["worst_residual"] <= 1e-12 and found["directions"] == 2 and found["seed"] == 0
+    assert found["ops"] and {op["verdict"] for op in found["ops"]} == {"PASS"}
+    assert found["model"] == name and found["whole"][0]["verdict"] == "PASS"
+    assert seconds < (5 if name.startswith("mini") else 30), f"{name}: {seconds:.1f} s"
+    return found
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_published_models_pass(name):
+    found = check_preset(name)
+    assert name != "vit-b-16" or "images of 224 × 224 pixels are checked at 32 × 48" in found["notes"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in presets.names() if n not in SAMPLE])
+def test_every_published_model_passes(name):
+    check_preset(name)
 
 
 # ---------------------------------------------------------------------------------- functions elsewhere

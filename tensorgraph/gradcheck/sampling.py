@@ -19,10 +19,10 @@ LARGEST = 40  # the largest size tried for a symbol
 
 
 def small_sizes(graph: Graph, given: Mapping[str, int] | None = None) -> dict[str, int]:
-    """The least distinct sizes >= 2 for the graph's symbols that fulfil its obligations, beside those given.
+    """The least sizes >= 2 for the graph's symbols that fulfil its obligations, beside those given.
 
-    Distinct, so that a transposed or tiled axis cannot hide; not 1, so that no axis broadcasts by accident.
-    Raises GradError[TG411] if there are none up to 40.
+    Distinct where they meet in one node, so that a transposed or tiled axis cannot hide; not 1, so that no axis
+    broadcasts by accident. Raises GradError[TG411] if there are none up to 40.
     """
     binding = dict(given or {})
     owed = list(graph.obligations)
@@ -30,13 +30,13 @@ def small_sizes(graph: Graph, given: Mapping[str, int] | None = None) -> dict[st
     used += [free(r[1]) for ranges in graph.data_ranges.values() for r in ranges]
     names = set(graph.symbols).union(*used) - binding.keys()
     order = _solving_order(sorted(names), owed, graph.symbols)
-    taken = {d for t in graph.nodes for d in t.shape if type(d) is int}
+    symbols, numbers = _met(graph)
     ready = [[o for o in owed if _last(o, order) == n] for n in order]
     decided = [o for o in owed if _last(o, order) is None]
     if not all(_holds(o, binding) for o in decided):
         graph.check_binding({**{n: 2 for n in names}, **binding})  # names the obligation that the given sizes break
-    for distinct in (taken, set[int](), None):  # first unlike every literal size too; last, equal if they must be
-        if (found := _search(order, ready, binding, distinct)) is not None:
+    for apart in ((symbols, numbers), (symbols, {}), ({}, {})):  # last, equal if they must be
+        if (found := _search(order, ready, binding, *apart)) is not None:
             return found
     raise GradError(
         "TG411",
@@ -44,6 +44,23 @@ def small_sizes(graph: Graph, given: Mapping[str, int] | None = None) -> dict[st
         notes=[str(o) for o in owed[:6]],
         hint='give some of them: binding="T=8"',
     )
+
+
+def _met(graph: Graph) -> tuple[dict[str, set[str]], dict[str, set[int]]]:
+    """The symbols, and the numbers, that stand in the types of one node with each symbol."""
+    symbols: dict[str, set[str]] = {}
+    numbers: dict[str, set[int]] = {}
+    seen = set()
+    for t in graph.nodes:
+        key = tuple(d for x in (t, *t.inputs) for d in x.shape)
+        if key in seen:
+            continue
+        seen.add(key)
+        names = set().union(*map(free, key))
+        for n in names:
+            symbols.setdefault(n, set()).update(names - {n})
+            numbers.setdefault(n, set()).update(d for d in key if type(d) is int)
+    return symbols, numbers
 
 
 def _solving_order(names: list[str], owed: list[Obligation], first: list[str]) -> list[str]:
@@ -75,7 +92,11 @@ def _holds(o: Obligation, binding: Mapping[str, int]) -> bool:
 
 
 def _search(
-    order: list[str], ready: list[list[Obligation]], given: Mapping[str, int], taken: set[int] | None
+    order: list[str],
+    ready: list[list[Obligation]],
+    given: Mapping[str, int],
+    symbols: Mapping[str, set[str]],
+    numbers: Mapping[str, set[int]],
 ) -> dict[str, int] | None:
     """Depth first over the symbols, without recursion, at most 200,000 trials."""
     binding = dict(given)
@@ -85,7 +106,7 @@ def _search(
         if at == len(order):
             return binding
         name = order[at]
-        used = set() if taken is None else taken | {binding[n] for n in order[:at]} | set(given.values())
+        used = {binding[n] for n in symbols.get(name, ()) if n in binding} | numbers.get(name, set())
         for v in range(max(start, minimum(name)), LARGEST + 1):
             if v not in used and all(_holds(o, {**binding, name: v}) for o in ready[at]):
                 binding[name] = v
