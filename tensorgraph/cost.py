@@ -264,12 +264,9 @@ def _recomputed(graph: Graph) -> set[Tensor]:
             key = (node.op, attrs, node.scope.loop, *[value[x] for x in node.inputs])
         return numbers.setdefault(key, len(numbers))
 
-    out: set[Tensor] = set()
     for node in graph.nodes:
         value[node] = mine = number(node)
         if node.scope.backward:
-            if mine in known and not node.op.leaf and node.op.style != "view":
-                out.add(node)
             continue
         known.add(mine)
         if node.op.body is not None and node.op.vjp_fn is None:
@@ -279,7 +276,9 @@ def _recomputed(graph: Graph) -> set[Tensor]:
                         value[x] = number(x)
                 value[inner] = number(inner)
                 known.add(value[inner])
-    return out
+    # Only now: a ∂ node may stand before the forward node whose value it computes.
+    backward = (t for t in graph.nodes if t.scope.backward and not t.op.leaf and t.op.style != "view")
+    return {t for t in backward if value[t] in known}
 
 
 # ----------------------------------------------------------------------------------------------- bytes
