@@ -13,7 +13,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test slow parity gallery lint format types size clean distclean
+.PHONY: help demo test slow parity gallery lint format types size golden clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -32,6 +32,9 @@ parity: $(VENV)/.parity ## compare with torch and transformers (installs both)
 
 gallery: $(VENV)/.core ## MODELS.md and visualize/gallery: picture and totals of every preset
 	@$(BIN)/python tests/gallery.py
+
+golden: $(VENV)/.test ## write the text forms of the models anew, to be read as a diff
+	@TENSORGRAPH_GOLDEN=write $(PYTEST) -q tests/test_golden_models.py
 
 lint: $(VENV)/.dev ## ruff: rules and format
 	$(BIN)/ruff check .

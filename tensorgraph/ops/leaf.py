@@ -73,14 +73,14 @@ def _check_name(kind: str, name: Any) -> None:
 
 
 def const(value: Any, dtype: Any = None) -> Tensor:
-    """A literal: a number or a small array. Equal literals are one node."""
+    """A literal: a number or a small array. Equal literals are one node.
+
+    A number stays as it was given and is rounded to `dtype` when it is computed with, so that retyping is exact.
+    """
     kind = dtypes.dtype(dtype) if dtype is not None else dtypes.of_array(np.asarray(value))
     array = np.asarray(value).astype(kind.np)
-    attrs = {
-        "value": array.item() if array.ndim == 0 and kind.name != "bfloat16" else array,
-        "dtype": kind,
-        "shape": array.shape,
-    }
+    exact = float(value) if array.ndim == 0 and kind.is_float else array.item() if array.ndim == 0 else array
+    attrs = {"value": exact, "dtype": kind, "shape": array.shape}
     return make(CONST, (), attrs, ROOT, caller(), (array.shape, kind, None))
 
 
