@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -480,6 +481,20 @@ def test_rotary_tables_are_buffers() -> None:
     graph, m = traced("llama-3-8b")
     found = ledger(graph, m.binding)
     assert [(b.name, found.sizes(b), b.count) for b in found.buffers] == [("cos", "T, k/2", 0), ("sin", "T, k/2", 0)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdfLaTeX on this machine")
+def test_latex_typesets_the_ledger(tmp_path: Path) -> None:
+    """Oracle: pdfLaTeX, with no package loaded; hostile names included."""
+    bad = "\\input{x} $a$ %&#_{}^~<>|\"'`-- é ∂ × ⁻² 日"
+    w = tg.ops.leaf.param(bad, (tg.dim("n_heads"), 3))
+    for found in (ledger(build("gpt2")), ledger(build("llama-3-8b", layers=tg.dim("n"))), ledger(Graph(w * 2.0))):
+        text = "\\documentclass{article}\\begin{document}\\tiny\n" + found.latex + "\\end{document}\n"
+        (tmp_path / "x.tex").write_text(text, encoding="utf-8")
+        command = ["pdflatex", "-no-shell-escape", "-halt-on-error", "-interaction=nonstopmode", "x.tex"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+        assert done.returncode == 0, done.stdout[-2000:]
 
 
 class Cells(html.parser.HTMLParser):

@@ -12,7 +12,7 @@ _MERMAID = {c: f"#{ord(c)};" for c in '"#<>&`\\*~$'} | {'"': "#quot;", "<": "#lt
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "_": r"\_", "%": r"\%", "$": r"\$", "#": r"\#", "&": r"\&",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", "'": r"\textquotesingle{}", "`": r"\textasciigrave{}", "-": "{-}",
+    "|": r"\textbar{}", '"': r"\symbol{34}", "'": r"\textquotesingle{}", "`": r"\textasciigrave{}", "-": "{-}",
     "…": r"\dots{}", "\u200b": "", "\u2212": "$-$", "·": r"\textperiodcentered{}",
 }  # fmt: skip
 _LATEX_SIGNS = {
