@@ -18,6 +18,7 @@ from tensorgraph.gradcheck import first_nonfinite
 from tensorgraph.gradcheck.reference import jvp, remainder_order, richardson
 from tensorgraph.gradcheck.sampling import small_sizes
 from tensorgraph.models import presets
+from tensorgraph.visualize.theme import THEMES, style_of
 
 B, T, d = tg.dims("B T d")
 rng = np.random.default_rng(0)
@@ -461,6 +462,22 @@ def test_residuals_colour_the_nodes_of_the_graph():
         report = tg.check_grads(loss)
     red = {t for t, r in report.values.items() if r > 1e-9}
     assert red == {t for t in tg.Graph(loss).nodes if t.op.name == "attention"}
+
+
+def test_a_drawing_shows_the_wrong_op_in_red():
+    """Also within attention, where the op stands in a definition; and in blocks repeated a symbolic number of times."""
+    right = tg.softmax.vjp_fn
+    for depth in (2, tg.dim("n")):
+        loss = model_loss(depth)
+        with tg.testing.override(tg.softmax, lambda g, y, x, axis: (right(g, y, x, axis)[0] * 1.01,)):
+            report = tg.check_grads(loss)
+        view = tg.draw(loss, values=report.values).view
+        colours = {box.label: style_of(box, view, THEMES["seed"]).fill for box in view.boxes}
+        assert [label for label, fill in colours.items() if fill == THEMES["seed"].wrong] == ["softmax"]
+        assert set(colours.values()) == {THEMES["seed"].wrong, THEMES["seed"].frame_fill}
+    assert "wrong: residual up to 0.01" in tg.draw(loss, values=report.values).dot
+    good = tg.draw(loss, values=tg.check_grads(loss).values)
+    assert THEMES["seed"].wrong not in {style_of(box, good.view, THEMES["seed"]).fill for box in good.view.boxes}
 
 
 def test_wrong_arguments_are_answered_in_words():

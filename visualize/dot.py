@@ -252,7 +252,14 @@ def _legend(view: View, paint: Theme) -> str:
     """Below the picture, line by line: the legend's sentence and the kinds drawn, or the scale of values."""
     present = {kind_of(box, view) for box in view.boxes}
     rows: list[str] = []
-    if any(box.value is not None for box in view.boxes):
+    if view.values_limit is not None:
+        label, (_, high) = html_text(view.values_label or "value"), value_range(view)
+        right = f"right: {label} at most {view.values_limit:.0e}"
+        about = f"wrong: {label} up to {high:.2g}" if high > view.values_limit else "wrong"
+        widest = max(_room(right, CAPTION), _room(about, CAPTION))
+        rows += [_patch(paint.frame_fill, paint) + _entry(right, widest)]
+        rows += [_patch(paint.wrong, paint) + _entry(about, widest)]
+    elif any(box.value is not None for box in view.boxes):
         low, high = value_range(view)
         strip = "".join(f'<TD BGCOLOR="{colour}" WIDTH="14" HEIGHT="9"></TD>' for colour in paint.scale)
         frame = (
@@ -281,6 +288,10 @@ def _swatch(paint: Theme, kind: Kind) -> str:
     style = paint.boxes[kind]
     border = "" if style.border == "solid" else f' STYLE="{style.border}"'
     return f'<TD BORDER="1" BGCOLOR="{style.fill}" COLOR="{style.stroke}"{border} WIDTH="20" HEIGHT="9"></TD>'
+
+
+def _patch(fill: str, paint: Theme) -> str:
+    return f'<TD BORDER="1" BGCOLOR="{fill}" COLOR="{paint.frame}" WIDTH="20" HEIGHT="9"></TD>'
 
 
 def _attributes(pairs: Mapping[str, str]) -> str:

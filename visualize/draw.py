@@ -27,7 +27,7 @@ def draw(
     level: Level = "flowchart",
     *,
     values: Mapping[Any, float] | None = None,
-    values_label: str = "value",
+    values_label: str | None = None,
     unfold: bool = False,
     direction: Direction | None = None,
     theme: str = "seed",
@@ -44,7 +44,8 @@ def draw(
     Levels: "flowchart" (steps with weights and the plain steps between; repeated layers once, "×N"), "block" (one
     repeated layer opened: the first, or the one whose path or class fits `block`), "ops" (every node), "backward"
     (gradients and what is saved for them), "seed" (a decoder as a chain of thirteen boxes). `values` colours nodes,
-    parameters or names by a number, which `values_label` names. `shapes` labels edges. `links`: a URL template with
+    parameters or names by a number, which `values_label` names; those of a gradient check red where they are wrong.
+    `shapes` labels edges. `links`: a URL template with
     {label}, {op}, {path}, {component}, or a table by label or path. `binding` turns formulas into numbers.
     `where=False` leaves lines of code out of tooltips. A module must say what it is called with, as published models
     do. Raises GraphError: [TG388] a name in `values`, [TG389] too many boxes, [TG390] what cannot be drawn, [TG391] an
@@ -76,7 +77,9 @@ def draw(
         view = backward(seen, said, direction, force)
     else:
         view = flowchart(seen, said, direction, opened(seen, block) if level == "block" else None, force)
-    return Picture(replace(view, values_label=values_label), theme=theme, shapes=shapes)
+    label = values_label or str(getattr(values, "label", "value"))
+    view = replace(view, values_label=label, values_limit=getattr(values, "limit", None))
+    return Picture(view, theme=theme, shapes=shapes)
 
 
 def traced(what: Any) -> tuple[Graph, dict[str, int], str | None]:

@@ -42,7 +42,7 @@ def to_mermaid(view: View, theme: str = "seed", shapes: bool = False) -> str:
         lines.append(f"    {names[edge.source]} {_ARROWS[edge.kind]}{label} {names[edge.target]}")
     if any(box.value is not None for box in view.boxes):
         low, high = value_range(view)
-        about = mermaid_text(f"{view.values_label or 'value'}: {low:.3g} to {high:.3g}")
+        about = mermaid_text(f"{view.values_label or 'value'}: {low:.3g} to {high:.3g}{_limit(view)}")
         lines += [f'    legend["{about}"]', f"    style legend {_css(paint.boxes['plain'], paint)}"]
     lines += _styles(view, names, paint)
     text = "\n".join([*lines, ""])
@@ -53,6 +53,10 @@ def to_mermaid(view: View, theme: str = "seed", shapes: bool = False) -> str:
             hint="fold the graph, draw a coarser level, or save .svg, .png or .dot",
         )
     return text
+
+
+def _limit(view: View) -> str:
+    return "" if view.values_limit is None else f", wrong above {view.values_limit:.0e}"
 
 
 def _nodes(view: View, names: Mapping[str, str]) -> list[str]:

@@ -280,10 +280,21 @@ class Projection:
         for step in self.steps:
             for p in step.weights:
                 uses.setdefault(p, []).append(step)
+        within = getattr(values, "within", {})
+        inner: dict[tuple[Tensor, str], set[Step]] = {}
+        for t, origin in self.parts.origin.items():
+            if t in self.parts.of:
+                inner.setdefault((origin, t.op.name), set()).add(self.parts.of[t])
         for key, value in values.items():
             node = byname.get(key) if isinstance(key, str) else key if isinstance(key, Tensor) else key.__tensor__()
             if node is None:
                 raise GraphError("TG388", f"values: nothing in the graph is called {key!r}")
+            own = within.get(node, {}).items()
+            parts = [(s, r) for op, r in own for s in inner.get((lead.get(node, node), op), ())]
+            for step, residual in parts:
+                found[step] = max(residual, found.get(step, 0.0))
+            if parts:
+                continue
             step_of = self.parts.of.get(self.parts.resolve(node))
             for step in uses.get(node, []) + ([step_of] if step_of is not None else []):
                 if step not in found or abs(value) > abs(found[step]):

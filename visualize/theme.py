@@ -44,6 +44,7 @@ class Theme:
     frame_fill: str
     boxes: Mapping[Kind, Style]
     scale: tuple[str, ...]
+    wrong: str = "#d92d20"
 
 
 _SEED_WEIGHT = Style("#2d6a4f", "#1b4332", "#d8f3dc")
@@ -143,6 +144,7 @@ THEMES: Mapping[str, Theme] = {
             "#ffffff",
             _MONO_BOXES,
             ("#ffffff", "#e6e6e6", "#cccccc", "#b3b3b3", "#999999"),
+            "#000000",
         ),
     )
 }
@@ -171,6 +173,10 @@ def kind_of(box: Box, view: View) -> Kind:
 def style_of(box: Box, view: View, theme: Theme) -> Style:
     """A box's style; a value's colour takes the place of the fill, and the border still tells the kind."""
     style = theme.boxes[kind_of(box, view)]
+    if view.values_limit is not None:
+        wrong = box.value is not None and not box.value <= view.values_limit
+        fill = theme.wrong if wrong else theme.frame_fill
+        return Style(fill, style.stroke, readable_on(fill), style.border, 2.6 if wrong else style.width)
     if box.value is None:
         return style
     if not math.isfinite(box.value):

@@ -96,7 +96,8 @@ class Block:
 class View:
     """A whole picture.
 
-    `show_weights=False` draws labels alone (the seed's flowchart). `values_label` names what `Box.value` measures.
+    `show_weights=False` draws labels alone (the seed's flowchart). `values_label` names what `Box.value` measures;
+    above `values_limit`, where one is given, it is wrong.
     Raises GraphError [TG380] for a doubled id, an edge or block that names nothing, or blocks that nest in a circle.
     """
 
@@ -108,6 +109,7 @@ class View:
     legend: str = SEED_LEGEND
     show_weights: bool = True
     values_label: str = ""
+    values_limit: float | None = None
 
     def __post_init__(self) -> None:
         boxes, blocks = self.box_index, self.block_index

@@ -21,7 +21,7 @@ from .finite import locate
 from .nodes import Finding, Site, check_site, definition, opens
 from .precision import check_precision, paired
 from .reference import distance, norm
-from .report import KINK, NO_PATH, NONDETERMINISTIC, PASS, WRONG_SUM, WRONG_VJP, Entry, Report
+from .report import KINK, NO_PATH, NONDETERMINISTIC, PASS, WRONG_SUM, WRONG_VJP, Entry, Report, Residuals
 from .sampling import sample_values, small_sizes
 from .unroll import Unroller, has_loops, unrolled
 from .whole import Whole, compute_all
@@ -82,8 +82,10 @@ def check_grads(
         low = unrolled(declared, RUNS) if unroller is not None else declared
         floor = 1e-10 * max(map(norm, whole.adjoints.values()), default=0.0)
         run.entries += check_precision(low, graph, leaves, sizes, [whole.cotangents[g] for g in whole.gs], floor)
-    origin = {} if unroller is not None else paired(symbolic, declared)
-    colours = {origin.get(t, t): r for t, r in run.residuals.items()}
+    colours = run.residuals
+    if unroller is not None:
+        colours = colours.renamed({copied: t for (t, _), copied in unroller.made.items()})
+    colours = colours.renamed(paired(symbolic, declared))
     took = time.perf_counter() - start
     return Report(run.entries, run.whole, directions, seed, sizes, declared.name, run.notes, took, colours)
 
@@ -177,7 +179,7 @@ class _Run:
         self.whole: list[Entry] = []
         self.notes: list[str] = []
         self.kinds: dict[Any, Entry] = {}
-        self.residuals: dict[Tensor, float] = {}
+        self.residuals = Residuals()
         self.broken = False
         self.gradient: Whole | None = None
 
@@ -269,8 +271,9 @@ class _Run:
             return
         self.kinds[key] = entry
         self.entries.append(entry)
+        part = entry.inside[1] if len(entry.inside) > 1 else entry.op if entry.inside else ""
         for r in roots:
-            self.residuals[r] = max(self.residuals.get(r, 0.0), entry.residual)
+            self.residuals.put(r, entry.residual, part)
 
     def _entry(self, t: Tensor, f: Finding, count: int, inside: tuple[str, ...]) -> Entry:
         types = f"{', '.join(x.type_text for x in t.inputs)} -> {t.type_text}"
@@ -332,7 +335,7 @@ class _Run:
             entry = self._entry(t, Finding(name, WRONG_SUM, size, note), 1, ())
             entry.op = t.path or t.op.name
             self.entries.append(entry)
-            self.residuals[t] = size
+            self.residuals.put(t, size)
         note = "" if edges else "all nodes are right, and every sum that was traced"
         self.add_whole(WRONG_SUM, residual, note or "follows from the sums above")
 
@@ -373,7 +376,6 @@ class _Run:
             e.op = "whole gradient" if e.op == "whole graph" else e.op
         self.whole += deeper.whole
         self.entries += deeper.entries
-        self.residuals |= deeper.residuals
         self.broken |= deeper.broken
 
 

@@ -80,6 +80,36 @@ def _number(x: float) -> float | str:
     return float(x) if x == x and abs(x) != float("inf") else str(x)
 
 
+class Residuals(dict[Tensor, float]):
+    """Residual by node, for colouring a drawing: above `limit` it is wrong.
+
+    `within`: by node and by op of its definition, where that was checked in the node's place.
+    """
+
+    limit = 1e-9
+    label = "residual"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.within: dict[Tensor, dict[str, float]] = {}
+
+    def put(self, node: Tensor, residual: float, part: str = "") -> None:
+        """Note a residual of a node, or of one op of its definition; the largest counts."""
+        self[node] = max(self.get(node, 0.0), residual)
+        if part:
+            parts = self.within.setdefault(node, {})
+            parts[part] = max(parts.get(part, 0.0), residual)
+
+    def renamed(self, names: Mapping[Tensor, Tensor]) -> Residuals:
+        """The same about other nodes, those of another graph of the same structure."""
+        out = Residuals()
+        for t, r in self.items():
+            out.put(names.get(t, t), r)
+            for part, own in self.within.get(t, {}).items():
+                out.put(names.get(t, t), own, part)
+        return out
+
+
 @dataclass
 class Report:
     """The result of `check_grads`: true if every gradient is right.
@@ -96,7 +126,7 @@ class Report:
     name: str = "graph"
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    values: Mapping[Tensor, float] = field(default_factory=dict)
+    values: Residuals = field(default_factory=Residuals)
 
     @property
     def passed(self) -> bool:
