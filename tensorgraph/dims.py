@@ -44,23 +44,24 @@ _memo: dict[tuple[Any, ...], Any] = {}
 # ---------------------------------------------------------------------------------------------- symbols
 
 
-def dim(name: str, min: int = 1) -> Dim:
-    """An integer size named `name`, at least `min` (1 by default; 0 for what may be empty).
+def dim(name: str, min: int | None = None) -> Dim:
+    """An integer size named `name`, at least `min` (0 for what may be empty; by default as declared before, or 1).
 
     Raises SizeError[TG001] for a malformed name or minimum, [TG002] if the name already has another minimum.
     """
     if not isinstance(name, str) or not name.isidentifier() or len(name) > 100:
         raise SizeError("TG001", f"a size's name must be an identifier, not {str(name)[:100]!r}", hint='tg.dim("T")')
-    if type(min) is not int or min < 0:
+    if min is not None and (type(min) is not int or min < 0):
         raise SizeError("TG001", f"the minimum of size {name!r} must be a non-negative int, not {min!r}")
     known = _facts.get(name)
     if known is None:
         import sympy
 
+        min = 1 if min is None else min
         symbol = sympy.Symbol(name, integer=True, nonnegative=True, positive=True if min >= 1 else None)
         known = _facts[name] = _Facts(symbol, min, caller())
         _interned[symbol] = symbol
-    elif known.min != min:
+    elif min is not None and known.min != min:
         raise SizeError(
             "TG002",
             f"size {name!r} was declared with min={known.min} before, and now with min={min}",
@@ -69,7 +70,7 @@ def dim(name: str, min: int = 1) -> Dim:
     return cast("Dim", known.symbol)
 
 
-def dims(names: str, min: int = 1) -> tuple[Dim, ...]:
+def dims(names: str, min: int | None = None) -> tuple[Dim, ...]:
     """Several sizes at once: `B, T, d = tg.dims("B T d")`."""
     return tuple(dim(n, min) for n in names.replace(",", " ").split())
 

@@ -134,7 +134,7 @@ def test_names_are_identifiers(name):
     fails("TG001", dim, name)
 
 
-@pytest.mark.parametrize("low", [-1, 1.5, True, None, "1"])
+@pytest.mark.parametrize("low", [-1, 1.5, True, "1"])
 def test_minimum_is_a_count(low):
     fails("TG001", dim, "fresh_name", min=low)
 
@@ -173,7 +173,8 @@ def test_arithmetic_is_integer_arithmetic(e, env):
     assert evaluate(x, env) == plain(e, env)
     assert canon(substitute(x, env)) == plain(e, env)
     symbols = {n: sp.Symbol(n, integer=True) for n in env}
-    assert x is canon(sp.expand(plain(e, symbols)))
+    other = canon(sp.expand(plain(e, symbols)))
+    assert x == other if type(x) is int else x is other
 
 
 @quick
