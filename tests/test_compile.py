@@ -130,7 +130,7 @@ def test_hostile_names_are_only_names(name):
         ({"ids": np.zeros(3, "i4")}, "DataError[TG502] ids must have the shape [B, T], not [3]"),
         ({"labels": np.zeros((2, 2), int)}, "DataError[TG502] labels: axis 1 has 2, where the graph has T = 3"),
         ({"ids": np.full((2, 3), 2**33)}, "DataError[TG503] ids has values that int32 cannot hold"),
-        ({"table": np.zeros((0, 4), "f4")}, "DataError[TG504] ids[0, 0] = 3 is outside [0, 0)"),
+        ({"table": np.zeros((0, 4), "f4")}, "SizeError[TG010] V = 0 is below its minimum, 1"),
     ],
 )
 def test_wrong_inputs(model, change, text):
