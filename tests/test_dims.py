@@ -191,7 +191,8 @@ def test_order_is_never_wrong(a, b, envs):
 def test_what_is_shown_can_be_read_again(e, env):
     x = ours(e)
     digits = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
-    assert parse(re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: "^" + m[0].translate(digits), show(x))) is x
+    again = parse(re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: "^" + m[0].translate(digits), show(x)))
+    assert again == x if type(x) is int else again is x
 
 
 @quick
