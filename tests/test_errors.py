@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,15 @@ w = tg.input("w", (f1, e1))  # @w
 i = tg.input("i", (B, T), "int32")  # @i
 q = tg.input("q", (B, 4, T, 8))  # @q
 kv = tg.input("kv", (B, 3, T, 8))  # @kv
+
+
+@pytest.fixture(autouse=True)
+def named_here(monkeypatch):
+    """A size comes from where it was first named, which other test files may have done before this one."""
+    facts = sys.modules["tensorgraph.dims"]._facts
+    for name in ("B", "T", "H", "k"):
+        monkeypatch.setitem(facts, name, facts[name]._replace(loc=(__file__, line("sizes"))))
+
 
 CASES = {
     "matmul": (
