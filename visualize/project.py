@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tensorgraph.blocks import Fold, Form, Layer, Part, fold, item_name, nodes_of, parts_of, trait
+from tensorgraph.blocks import Fold, Form, Layer, Part, fold, item_name, namesake, nodes_of, parts_of, trait
 from tensorgraph.dims import Dim, evaluate, free, mul, show
 from tensorgraph.errors import GraphError
 from tensorgraph.graph import Graph
@@ -130,7 +130,7 @@ class Projection:
             times = mul(times, layers[0].times)
             inner = [i for i in layers[0].items if isinstance(i, Layer)]
             layers = inner if len(inner) == 1 else layers
-        scope = layers[0].scope if layers else None
+        scope = namesake(layers[0]).scope if layers else None
         title = "steps" if scope is None else scope.kind or scope.name
         if scope is not None and part.times == 1 and not beside and type(times) is int and scope.name:
             title = (

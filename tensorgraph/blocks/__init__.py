@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from .folding import Fold, Row, fold, unfold
 from .forms import Affine, Form, Kind, Layer, Part, Repeat, Slot, Step, nodes_of, parts_of
-from .words import difference, item_name, left_out, pattern_text, trait
+from .words import difference, item_name, left_out, namesake, pattern_text, trait
 
 __all__ = [
     "Affine", "Fold", "Form", "Kind", "Layer", "Part", "Repeat", "Row", "Slot", "Step", "difference", "fold",
-    "item_name", "left_out", "nodes_of", "parts_of", "pattern_text", "trait", "unfold",
+    "item_name", "left_out", "namesake", "nodes_of", "parts_of", "pattern_text", "trait", "unfold",
 ]  # fmt: skip

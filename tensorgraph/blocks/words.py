@@ -25,21 +25,27 @@ def pattern_text(part: Part) -> str:
 def item_name(item: Tensor | Layer) -> str:
     """What an item is called in words: a layer by its class, a node by its op."""
     if isinstance(item, Layer):
+        item = namesake(item)
         return (item.scope.kind or item.scope.name or "layer") if item.scope is not None else "graph"
     return item.op.name
 
 
+def namesake(layer: Layer) -> Layer:
+    """The layer by which a layer is called: itself, or, if it only opens another (a list its block), that one."""
+    while len(layer.items) == 1 and isinstance(layer.items[0], Layer):
+        layer = layer.items[0]
+    return layer
+
+
 def left_out(layer: Layer, part: Part) -> list[tuple[str, str]]:
     """Layers beside a repeated stretch that are of the same class but fold with nothing, each with what differs."""
-    shown = next((i for i in part.runs[0] if isinstance(i, Layer)), None)
-    if shown is None or shown.scope is None:
-        return []
+    run = {item_name(i): i for i in reversed(part.runs[0]) if isinstance(i, Layer)}
     forms = {i.form for i in part.runs[0] if isinstance(i, Layer)}
     out = []
     for item in (p.runs[0][0] for p in layer.parts() if p.times == 1):
-        if isinstance(item, Layer) and item.scope is not None and item.scope.kind == shown.scope.kind:
+        if isinstance(item, Layer) and item.scope is not None and (shown := run.get(item_name(item))) is not None:
             why = "equal, but no link of the chain" if item.form in forms else difference(item.form, shown.form)
-            out.append((item.scope.path, why))
+            out.append((namesake(item).scope.path, why))  # type: ignore[union-attr]
     return out
 
 
