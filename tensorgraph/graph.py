@@ -81,6 +81,10 @@ class Graph:
                         out.setdefault(
                             (over, "divisible", under), Obligation(over, "divisible", under, f"size {dims.show(d)}", t)
                         )
+            if t.op.leaf:
+                for d in t.shape:
+                    if dims.at_least(d, 0) is None:
+                        out.setdefault((d, ">=", 0), Obligation(d, ">=", 0, "a size", t))
             if t.op.requires:
                 for o in t.op.requires(*t.args(), **t.kwargs):
                     if o.verdict() is None:
@@ -107,7 +111,7 @@ class Graph:
         return out
 
     def check_binding(self, binding: Mapping[str, int]) -> None:
-        """Raise SizeError[TG011] naming the first obligation that these sizes break, [TG007] for a size without value."""
+        """Raise SizeError[TG011] for the first obligation that these sizes break, [TG007] for a size without value."""
         missing = [s for s in self.symbols if s not in binding]
         if missing:
             raise SizeError(
@@ -248,7 +252,7 @@ class Graph:
             ]
             mark = "∂" if t.scope.backward else ""
             path = t.scope.path + (f" {t.label!r}" if t.label else "")
-            note = f"{mark}{path}" + (f" ({t.where})" if t.where and where else "") if where or path else ""
+            note = (f"{mark}{path}" + (f" ({t.where})" if t.where and where else "")).strip()
             body.append((f"    {names[t]}: {self._type(t)} = {t.op.name}({', '.join(args)})", note))
         width = min(96, max((len(a) for a, b in body if b), default=0))
         lines += [f"{a:<{width}}  # {b}" if b else a for a, b in body]
