@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -224,9 +225,25 @@ def _refuse(name: str) -> Callable[..., Any]:
     return refused
 
 
+_guarding: ContextVar[bool] = ContextVar("tensorgraph_guarding", default=False)
+
+
 @contextmanager
 def guarded() -> Iterator[None]:
     """Silence about NaN and overflow, which are looked for afterwards; dropping an imaginary part is an error."""
+    if _guarding.get():
+        yield
+        return
+    token = _guarding.set(True)
+    try:
+        with _guard():
+            yield
+    finally:
+        _guarding.reset(token)
+
+
+@contextmanager
+def _guard() -> Iterator[None]:
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         warnings.simplefilter("error", np.exceptions.ComplexWarning)

@@ -54,8 +54,21 @@ def check_grads(
     Returns a Report, true if all is right. Raises GradError[TG411] if no small sizes fit, [TG412] for values that do
     not fit, [TG413] for an unknown stage, order or name in `wrt`.
     """
+    with guarded():
+        return _check(y, values, binding, seed, directions, order, wrt, tuple(stages))
+
+
+def _check(
+    y: Any,
+    values: Mapping[str, Any] | None,
+    binding: Any,
+    seed: int,
+    directions: int,
+    order: int,
+    wrt: Any,
+    stages: tuple[str, ...],
+) -> Report:
     start = time.perf_counter()
-    stages = tuple(stages)
     if order not in (1, 2) or directions < 1 or not set(stages) <= set(STAGES):
         raise GradError("TG413", f"check_grads: order is 1 or 2, directions at least 1, stages are {', '.join(STAGES)}")
     declared = y if isinstance(y, Graph) else Graph(y)

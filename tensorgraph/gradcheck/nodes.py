@@ -13,10 +13,11 @@ from .. import autodiff
 from ..complex_numpy import complex_numpy, guarded
 from ..dims import evaluate as evaluate_size
 from ..errors import TensorgraphError
-from ..interpret import compute, evaluate, shape_of
+from ..interpret import compute, shape_of
 from ..op import DataRange
 from ..ops.leaf import INPUT
 from ..tensor import Tensor, at, make, pick, topological
+from .program import Program, function_of
 from .reference import (
     EXACT,
     LONG,
@@ -60,8 +61,9 @@ class Site:
         self.node = make(node.op, self.inputs, node.attrs, node.scope, node.loc, (node.shape, node.dtype, node.specs))
         self.args = [np.asarray(a) if not isinstance(a, tuple) else a for a in args]
         self.outs = [(i, t) for i, t in enumerate(self.results()) if t.dtype.is_float]
+        self.function = function_of(self.node, binding)
         self.y = self.compute(self.args)
-        self._rules: dict[int, tuple[Tensor | None, list[Tensor]]] = {}
+        self._rules: dict[int, tuple[Program | None, list[Tensor]]] = {}
 
     def at_values(self, args: Sequence[Any]) -> Site:
         """The same site at other values of its inputs."""
@@ -74,7 +76,7 @@ class Site:
 
     def compute(self, args: Sequence[Any]) -> Any:
         with guarded():
-            return compute(self.node, args, self.binding, complex_numpy)
+            return self.function(args)
 
     def run(self, args: Sequence[Any]) -> list[Any]:
         """The floating outputs."""
@@ -93,15 +95,17 @@ class Site:
             if x.specs is None and x.dtype.is_float:
                 yield j, names[j]
 
-    def rule(self, j: int) -> tuple[Tensor | None, list[Tensor]]:
-        """The cotangent of input j as a node, and the stand-ins of the outputs' cotangents."""
+    def rule(self, j: int) -> tuple[Program | None, list[Tensor]]:
+        """The cotangent of input j as a program, and the stand-ins of the outputs' cotangents."""
         if j in self._rules:
             return self._rules[j]
         gs = [Tensor(INPUT, (), {}, t.shape, t.dtype, t.scope, t.loc, f"g{i}") for i, t in self.outs]
         results = self.results()
         with at(self.node.scope, self.node.loc):
             found = autodiff.backward([results[i] for i, _ in self.outs], [self.inputs[j]], gs)
-        self._rules[j] = found.get(self.inputs[j]), gs
+        c = found.get(self.inputs[j])
+        given = (*self.inputs, *gs, self.node)
+        self._rules[j] = None if c is None else Program([c], given, self.binding), gs
         return self._rules[j]
 
     def cotangent(self, j: int, vs: Sequence[Any], args: Sequence[Any] | None = None) -> Any:
@@ -113,7 +117,7 @@ class Site:
             return np.zeros(np.shape(args[j]))
         values = {**dict(zip(self.inputs, args, strict=True)), **dict(zip(gs, vs, strict=True)), self.node: y}
         with guarded():
-            return evaluate([c], values, self.binding, complex_numpy)[0]
+            return c(values)[0]
 
     def out_shapes(self) -> list[tuple[int, ...]]:
         return [shape_of(t, self.binding) for _, t in self.outs]

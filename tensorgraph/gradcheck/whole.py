@@ -14,6 +14,7 @@ from ..interpret import compute, evaluate, shape_of
 from ..ops.leaf import INPUT
 from ..tensor import Tensor
 from .nodes import input_names
+from .program import function_of
 from .reference import EXACT, LONG, jvp, norm, signed
 
 Values = dict[Tensor, Any]
@@ -49,6 +50,7 @@ class Whole:
         ]
         self.cotangents = {g: signed(rng, shape_of(y, sizes)) for g, y in zip(self.gs, self.outs, strict=True)}
         self.moves = [{t: signed(rng, shape_of(t, sizes)) for t in wanted} for _ in range(directions)]
+        self.functions: dict[Tensor, Any] = {}
         self.trace: dict[Tensor, autodiff.Adjoint] = {}
         self.grads: dict[Tensor, Tensor] = {}
         self.adjoints: Values = {}
@@ -88,8 +90,12 @@ class Whole:
         if not floats:
             return None
 
+        fn = self.functions.get(t)
+        if fn is None:
+            fn = self.functions[t] = function_of(t, self.sizes)
+
         def run(xs: list[Any]) -> list[Any]:
-            y = compute(t, xs, self.sizes, complex_numpy)
+            y = fn(xs)
             return [y[i] for i in floats] if t.specs is not None else [y]
 
         found = jvp(run, [have[x] for x in t.inputs], tangents, t.op.builtin)

@@ -204,7 +204,7 @@ def update_slice(x: Tensor, new: Tensor, position: Tensor, axis: int = 0) -> Ten
 
 @update_slice.forward
 def _(xp: Any, x: Any, new: Any, position: Any, axis: int, out: Any = None) -> Any:
-    y = x.copy() if out is None else out
+    y = x.astype(xp.result_type(x, new)) if out is None else out
     if y is not x and out is not None:
         xp.copyto(y, x)
     at = int(position.real)
