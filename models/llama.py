@@ -172,6 +172,10 @@ def family(
 
     def plan(config: Mapping[str, Any], size: Sizes) -> Plan:
         own = {"ropes": rope_parameters(config), **flags(config)}
+        if not own.pop("partial_rotary", False):  # read by Phi-3, and elsewhere for scaled types alone
+            for p in own["ropes"].values():
+                if p["rope_type"] == "default":
+                    p.pop("partial_rotary_factor", None)
         # The divisors of longrope are a list as long as half a head, so the head size is the number it has.
         literal = any(p["rope_type"] in ("longrope", "su") for p in own["ropes"].values())
         d, H, k = size.heads("hidden_size", "num_attention_heads", head_size, literal=literal)
@@ -277,7 +281,8 @@ def _phi3(c: Mapping[str, Any]) -> dict[str, Any]:
         p["rope_type"] = "longrope" if p["rope_type"] in ("su", "yarn") else p["rope_type"]
     long = ropes[FULL]["rope_type"] == "longrope"
     renewed = ropes[FULL]["original_max_position_embeddings"] if long else None
-    return {**_all_sliding(c), "fused": True, "ropes": ropes, "renewed_after": renewed}
+    own = {"fused": True, "ropes": ropes, "renewed_after": renewed, "partial_rotary": True}
+    return {**_all_sliding(c), **own}
 
 
 def _mixtral(c: Mapping[str, Any], size: Sizes) -> dict[str, Any]:
