@@ -351,6 +351,13 @@ def test_nonfinite_names_the_first_node_and_its_inputs():
     assert "gives nan from x in [-3, -1]" in entry.note
 
 
+def test_nonfinite_values_that_were_given():
+    x = tg.input("x", (3,), "float64")
+    (entry,) = tg.check_grads((x * 2.0).sum(), values={"x": np.array([1.0, np.nan, 3.0])}).wrong
+    assert (entry.verdict, entry.input) == ("NONFINITE", "x")
+    assert entry.note.startswith("a given value is not finite: x in ") and "nan" in entry.note
+
+
 def test_nonfinite_backward():
     x = tg.input("x", (3,), "float64")
     report = tg.check_grads(tg.sqrt(x * 1.0).sum(), values={"x": np.array([1.0, 0.0, 3.0])})
@@ -363,6 +370,7 @@ def test_nondeterministic():
     report = tg.check_grads(op(tg.input("x", (4,), "float64")).sum())
     (entry,) = report.wrong
     assert entry.verdict == "NONDETERMINISTIC" and entry.op == "mine" and entry.residual > 0
+    assert entry.note.endswith("of the largest element; no derivative is checked before that is mended")
 
 
 def test_precision_lost_in_the_models_dtype():
@@ -397,6 +405,16 @@ def bad_report():
     right = tg.softmax.vjp_fn
     with tg.testing.override(tg.softmax, lambda g, y, x, axis: (right(g, y, x, axis)[0] * 1.01,)):
         return tg.check_grads(model_loss(2))
+
+
+def test_second_derivatives_are_named_where_they_are_wrong():
+    x = tg.input("x", (4,), "float64")
+    with tg.testing.override("square", lambda g, y, x: (g * x * 1.98,)):
+        assert tg.check_grads(tg.tanh(x).sum()), "the first is right"
+        report = tg.check_grads(tg.tanh(x).sum(), order=2)
+    assert [e.op for e in report.rows(only_wrong=True)] == ["square", "whole gradient"]
+    entry = report.rows(only_wrong=True)[0]
+    assert entry.backward and entry.note == "it gives 0.99 times the derivative" and "∂" in entry.words()
 
 
 def test_report_as_json():

@@ -220,6 +220,7 @@ class _Run:
             spread = max(distance([a], [b]) if _finite(a) and _finite(b) else 0.0 for a, b in pairs)
             if spread > 0:
                 note = f"computed twice from the same inputs it differs by {spread:.1e} of the largest element"
+                note += "; no derivative is checked before that is mended"
                 self.entries.append(self._entry(t, Finding("", NONDETERMINISTIC, spread, note), 1, ()))
                 self.broken = True
 

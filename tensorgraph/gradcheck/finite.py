@@ -89,7 +89,10 @@ def locate(order: Iterable[Tensor], have: Mapping[Tensor, Any], phase: str) -> E
     """The finding for values that are not finite, given all of them."""
     found = first_fault(order, have)
     if found is None:
-        return Entry(NONFINITE, "whole graph", np.inf, note=f"a given value is not finite ({phase})", whole=True)
+        given = [t for t in have if not t.inputs and t.label and any(_state(have[t]))]
+        held = "; ".join(f"{t.label} in {value_range(have[t])}" for t in given)
+        note = f"a given value is not finite: {held}" if held else f"a value is not finite ({phase})"
+        return Entry(NONFINITE, "whole graph", np.inf, ", ".join(t.label for t in given), note=note, whole=True)
     t = found.node
     return Entry(
         NONFINITE, t.op.name, np.inf, ", ".join(found.inputs), note=str(found), layer=t.scope.path, line=t.where,

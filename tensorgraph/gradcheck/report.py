@@ -158,7 +158,7 @@ class Report:
         alike = (
             f"{self.nodes} nodes in {len(self.entries)} kinds"
             if self.nodes > len(self.entries)
-            else f"{self.nodes} nodes"
+            else f"{self.nodes} node{'s' * (self.nodes != 1)}"
         )
         text = f"{head.format(self.name)}: worst residual {self.worst_residual:.1e}, {alike}"
         return f"{text}, {self.directions} directions, seed {self.seed}" + (f", {sizes}" if sizes else "")
