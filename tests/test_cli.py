@@ -43,7 +43,9 @@ class Ran:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Any:
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.delenv("COLUMNS", raising=False)  # pytest may set it: tables would be folded
+
     def call(*args: str) -> Ran:
         capsys.readouterr()
         rc = main(args)

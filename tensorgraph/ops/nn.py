@@ -80,6 +80,8 @@ def softmax(x: Tensor, axis: int = -1) -> Tensor:
 
 @softmax.forward
 def _(xp: Any, x: Any, axis: int, out: Any = None) -> Any:
+    if not x.size:  # nothing to take the largest of
+        return x.copy() if out is None else out
     y = xp.subtract(x, xp.max(x, axis=axis, keepdims=True), out=out)
     y = xp.exp(y, out=out)
     return xp.divide(y, xp.sum(y, axis=axis, keepdims=True, dtype=y.dtype), out=out)
