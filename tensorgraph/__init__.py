@@ -11,7 +11,17 @@ from .compile import State, Step, compile
 from .dims import assume, dim, dims
 from .dtypes import bfloat16, float16, float32, float64, int8, int32, int64, uint8
 from .errors import (  # noqa: F401
-    BackendError, CheckpointError, DataError, DTypeError, GradError, GraphError, ModelError, OpError, ShapeError, SizeError, StateError,
+    BackendError,
+    CheckpointError,
+    DataError,
+    DTypeError,
+    GradError,
+    GraphError,
+    ModelError,
+    OpError,
+    ShapeError,
+    SizeError,
+    StateError,
     TensorgraphError,
 )
 from .graph import Graph
@@ -26,7 +36,7 @@ if TYPE_CHECKING:
     from .gradcheck import check_function, check_grads
     from .visualize import draw
 
-# What needs a heavier import, and where it stands. `models` and `visualize` import the engine, never the reverse (law 6).
+# What needs a heavier import, and where it stands: `models` and `visualize` import the engine, never the reverse.
 _LAZY = {
     "draw": ("visualize", "draw"),
     "models": ("models", None),
@@ -65,8 +75,46 @@ def __dir__() -> list[str]:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Bad", "Graph", "InputSpec", "Module", "ModuleList", "Parameter", "S", "State", "Step", "Tensor", "TensorgraphError", "adamw", "assume",
-    "bfloat16", "bools", "check_function", "check_grads", "compile", "cost", "dim", "dims", "draw", "dtypes", "errors", "float16", "float32",
-    "float64", "grad", "ids", "int8", "int32", "int64", "io", "models", "nn", "op", "optim", "scope", "testing", "uint8", "value_and_grad",
-    "visualize", "vjp", *ops.__all__,
-]  # fmt: skip
+    "Bad",
+    "Graph",
+    "InputSpec",
+    "Module",
+    "ModuleList",
+    "Parameter",
+    "S",
+    "State",
+    "Step",
+    "Tensor",
+    "TensorgraphError",
+    "adamw",
+    "assume",
+    "bfloat16",
+    "bools",
+    "check_function",
+    "check_grads",
+    "compile",
+    "dim",
+    "dims",
+    "draw",
+    "dtypes",
+    "errors",
+    "float16",
+    "float32",
+    "float64",
+    "grad",
+    "ids",
+    "int8",
+    "int32",
+    "int64",
+    "models",
+    "nn",
+    "op",
+    "optim",
+    "scope",
+    "testing",
+    "uint8",
+    "value_and_grad",
+    "visualize",
+    "vjp",
+    *ops.__all__,
+]
