@@ -300,6 +300,16 @@ def test_kink_is_no_mistake_but_a_wrong_subgradient_is():
     assert wrong(report) == {("WRONG VJP", "relu", "x")}
 
 
+def test_constants_have_no_kinks():
+    """Nothing moves a table: that it lies at a kink, or where a derivative is infinite, is no finding."""
+    x, ids = tg.input("x", (3,), "float64"), tg.input("ids", (3,), "int32")
+    table = tg.maximum(tg.const([-1.0, 0.0, 2.0], "float64"), 0.0) + tg.relu(tg.cast(tg.cast(x, "int32"), "float64"))
+    report = tg.check_grads(x * (table + tg.sqrt(tg.cast(ids * 0, "float64"))))
+    assert report and {e.op for e in report.entries} == {"mul"}, str(report)
+    report = tg.check_grads(x ** tg.const([2.0, 3.0, 1.0], "float64"), values={"x": np.array([-1.0, 0.0, 2.0])})
+    assert report and {e.verdict for e in report.entries} == {"PASS"}, str(report)
+
+
 def test_a_branch_that_the_data_never_take():
     x = tg.input("x", (4,), "float64")
     positive_only = lambda g, y, x: (g,)  # noqa: E731

@@ -18,7 +18,7 @@ from ..interpret import compute, evaluate
 from ..ops.leaf import INPUT
 from ..tensor import Tensor, as_tensor, topological
 from .finite import locate
-from .nodes import Finding, Site, check_site, definition, opens
+from .nodes import Finding, Place, Site, check_site, definition, input_names, moving, opens
 from .precision import check_precision, paired
 from .reference import distance, norm
 from .report import KINK, NO_PATH, NONDETERMINISTIC, PASS, WRONG_SUM, WRONG_VJP, Entry, Report, Residuals
@@ -115,14 +115,9 @@ def _literal_sizes(graph: Graph) -> list[str]:
 
 def _held_constant(graph: Graph) -> list[str]:
     """Where the user's own stop_gradient leaves something out of the gradient: right as asked for, if it was meant."""
-    moved: set[Tensor] = set()
-    cuts: dict[str, None] = {}
-    for t in graph.nodes:
-        if (t.op.name in ("input", "param") and t.dtype.is_float) or any(x in moved for x in t.inputs):
-            if t.op.name == "stop_gradient":
-                cuts[t.where or t.scope.path] = None
-            elif not t.op.nodiff:
-                moved.add(t)
+    moved = moving(graph.nodes)
+    held = [t for t in graph.nodes if t.op.name == "stop_gradient" and t.inputs[0] in moved]
+    cuts = dict.fromkeys(t.where or t.scope.path for t in held)
     return [f"held constant by stop_gradient, as asked: {', '.join(list(cuts)[:SHOWN])}"] if cuts else []
 
 
@@ -227,33 +222,36 @@ class _Run:
     # -- nodes
     def check_nodes(self) -> None:
         """Each kind once: definitions are opened level by level, so that a rule is blamed where it stands."""
-        level: list[Any] = [[t, [self.have[x] for x in t.inputs], 1, (), [t]] for t in self.graph.nodes if t.inputs]
+        moved = moving(self.graph.nodes)
+        level = [Place(t, [self.have[x] for x in t.inputs], moved, roots=[t]) for t in self.graph.nodes]
         while level:
-            kinds: dict[Any, list[Any]] = {}
-            for item in level:
-                found = kinds.setdefault(_kind(item[0], item[3]), item)
-                if found is not item:
-                    found[2] += item[2]
-                    found[4] = found[4] + item[4]
+            kinds: dict[Any, Place] = {}
+            for place in level:
+                if not any(place.moves):
+                    continue  # no leaf moves it: it has no part in any gradient
+                found = kinds.setdefault(_kind(place), place)
+                if found is not place:
+                    found.count += place.count
+                    found.roots = found.roots + place.roots
             level = []
-            for key, (t, args, count, inside, roots) in kinds.items():
-                if opens(t):
-                    inner = definition(t, args, self.sizes)
-                    level += [[s, have, count, (*inside, t.op.name), roots] for s, have in inner]
+            for key, place in kinds.items():
+                if opens(place.node):
+                    level += definition(place, self.sizes)
                 elif key not in self.known:
-                    self._check_kind(key, t, args, count, inside, roots)
+                    self._check_kind(key, place)
 
-    def _check_kind(
-        self, key: Any, t: Tensor, args: list[Any], count: int, inside: tuple[str, ...], roots: list[Tensor]
-    ) -> None:
-        if t.op.nodiff or not any(x.specs is None and x.dtype.is_float for x in t.inputs):
-            return
-        findings = check_site(Site(t, args, self.sizes), self.rng, self.directions)
+    def _check_kind(self, key: Any, place: Place) -> None:
+        t, count, inside, roots = place.node, place.count, place.inside, place.roots
+        findings = check_site(Site(t, place.args, self.sizes), self.rng, self.directions)
+        moves = dict(zip(input_names(t), place.moves, strict=True))
+        findings = [
+            f for f in findings if moves[f.input] or f.verdict in (PASS, WRONG_VJP)
+        ]  # a constant's kink is none
         if not findings:
             return
         bad = [f for f in findings if f.verdict not in (PASS, KINK)]
         if bad and t.op.body is not None and t.op.vjp_fn is None and t.op.name not in autodiff.overrides:
-            if self._blame(t, args, inside, count, roots):
+            if self._blame(place):
                 return
             bad[0].note += "; its forward and its definition disagree"
         worst = max(findings, key=lambda f: (f.verdict not in (PASS, KINK), f.verdict == KINK, f.residual))
@@ -264,18 +262,18 @@ class _Run:
             if f is not worst:
                 self._put((key, f.input), self._entry(t, f, count, inside), roots)
 
-    def _blame(self, t: Tensor, args: list[Any], inside: tuple[str, ...], count: int, roots: list[Tensor]) -> bool:
-        """Whether a node of t's definition has a wrong rule, which is then reported in t's place."""
+    def _blame(self, place: Place) -> bool:
+        """Whether a node of an op's definition has a wrong rule, which is then reported in the op's place."""
         found = False
-        stack = [(s, have, (*inside, t.op.name)) for s, have in definition(t, args, self.sizes)]
+        stack = definition(place, self.sizes)
         while stack:
-            s, have, within = stack.pop()
-            if opens(s):
-                stack += [(r, h, (*within, s.op.name)) for r, h in definition(s, have, self.sizes)]
+            p = stack.pop()
+            if opens(p.node):
+                stack += definition(p, self.sizes)
                 continue
-            for f in check_site(Site(s, have, self.sizes), self.rng, self.directions):
+            for f in check_site(Site(p.node, p.args, self.sizes), self.rng, self.directions):
                 if f.verdict not in (PASS, KINK):
-                    self._put((_kind(s, within), f.input), self._entry(s, f, count, within), roots)
+                    self._put((_kind(p), f.input), self._entry(p.node, f, p.count, p.inside), p.roots)
                     found = True
         return found
 
@@ -407,11 +405,12 @@ def block(t: Tensor) -> str:
     return _NUMBER.sub("*", t.scope.path)
 
 
-def _kind(t: Tensor, inside: tuple[str, ...]) -> Any:
+def _kind(place: Place) -> Any:
     """What nodes of one kind share: op, attributes, types of their inputs, place in blocks of one structure."""
+    t = place.node
     types = tuple((x.shape, x.dtype) if x.specs is None else x.specs for x in t.inputs)
     attrs = tuple((k, _plain(v)) for k, v in t.attrs.items() if k != "identity")
-    return (t.op, attrs, types, block(t), t.scope.kind, t.scope.component, t.scope.backward, inside)
+    return (t.op, attrs, types, block(t), t.scope.kind, t.scope.component, t.scope.backward, place.inside, place.moves)
 
 
 def _plain(v: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,33 @@ class Finding:
     residual: float
     note: str = ""
     method: str = "complex step"
+
+
+class Place:
+    """Where a node stands: the values of its inputs and which of them `moved` ones are, the ops whose definition it is
+    part of, the nodes of the graph (`roots`) that hold it, and how many nodes it stands for."""
+
+    def __init__(
+        self,
+        node: Tensor,
+        args: list[Any],
+        moved: set[Tensor],
+        inside: tuple[str, ...] = (),
+        count: int = 1,
+        roots: Sequence[Tensor] = (),
+    ) -> None:
+        self.node, self.args, self.inside, self.count, self.roots = node, args, inside, count, list(roots)
+        self.moves = tuple(x in moved for x in node.inputs)
+
+
+def moving(order: Sequence[Tensor], moved: Iterable[Tensor] = ()) -> set[Tensor]:
+    """The nodes of an order that move when the floating leaves do, or those in `moved`: all others are constants."""
+    out = set(moved)
+    for t in order:
+        behind = t.op.name in ("input", "param") or (not t.op.nodiff and any(x in out for x in t.inputs))
+        if behind and (t.specs is not None or t.dtype.is_float):
+            out.add(t)
+    return out
 
 
 class Site:
@@ -141,18 +168,21 @@ def opens(node: Tensor) -> bool:
     return node.op.body is not None and node.op.forward_fn is None and not has_rule(node)
 
 
-def definition(node: Tensor, args: Sequence[Any], binding: Mapping[str, int]) -> list[tuple[Tensor, list[Any]]]:
+def definition(place: Place, binding: Mapping[str, int]) -> list[Place]:
     """The nodes of an op's definition with the values of their inputs."""
+    node = place.node
     inputs = tuple(Tensor(INPUT, (), {}, x.shape, x.dtype, x.scope, x.loc, f"x{i}") for i, x in enumerate(node.inputs))
     ys = autodiff.expanded(node, inputs)
-    values: dict[Tensor, Any] = dict(zip(inputs, args, strict=True))
+    values: dict[Tensor, Any] = dict(zip(inputs, place.args, strict=True))
+    order = topological(ys if isinstance(ys, tuple) else [ys], stop=values)
+    moved = moving(order, {x for x, moves in zip(inputs, place.moves, strict=True) if moves})
+    inside = (*place.inside, node.op.name)
     out = []
     with guarded():
-        for t in topological(ys if isinstance(ys, tuple) else [ys], stop=values):
+        for t in order:
             have = [values[x] for x in t.inputs]
             values[t] = compute(t, have, binding, complex_numpy)
-            if t.inputs:
-                out.append((t, have))
+            out.append(Place(t, have, moved, inside, place.count, place.roots))
     return out
 
 
