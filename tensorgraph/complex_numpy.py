@@ -111,9 +111,11 @@ def _flat_axes(x: Any, axis: Any) -> tuple[Any, tuple[int, ...]]:
 
 
 def _extreme(name: str, arg: str) -> Any:
-    def function(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
-        if not is_complex(x):
-            return getattr(np, name)(x, axis=axis, keepdims=keepdims)
+    def function(x: Any, axis: Any = None, keepdims: bool = False, **initial: Any) -> Any:
+        if not is_complex(x) or not x.size:
+            return getattr(np, name)(x, axis=axis, keepdims=keepdims, **initial)
+        if initial:
+            raise NotAnalytic("TG410", f"{name} with `initial` is not checked by complex step")
         flat, axes = _flat_axes(x, axis)
         place = getattr(np, arg)(flat.real, axis=-1, keepdims=True)
         y = np.take_along_axis(flat, place, -1)[..., 0]

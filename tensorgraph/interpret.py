@@ -96,7 +96,8 @@ def evaluate(
     for node in order:
         if node.op.leaf and node.op.name in ("input", "param"):
             raise DataError("TG501", f"no value given for {node.label}", notes=[f"{node.label}: {node.type_text}"])
-        have[node] = compute(node, [have[x] for x in node.inputs], binding, xp, own.get(node))
+        with np.errstate(all="ignore"):  # nan and inf are results
+            have[node] = compute(node, [have[x] for x in node.inputs], binding, xp, own.get(node))
         for x in node.inputs:
             uses[x] -= 1
             if not uses[x] and x not in values:

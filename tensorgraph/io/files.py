@@ -187,9 +187,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     lock = -1
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder, prefix)
-        private = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=folder))
-        lock = _lock(private)
+        turn = _lock(folder, wait=True)  # or another writer takes the new folder, not yet locked, for a leftover
+        try:
+            _remove_leftovers(folder, prefix)
+            private = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=folder))
+            lock = _lock(private)
+        finally:
+            if turn >= 0:
+                os.close(turn)
         new = private / target.name
         yield new
         with open(new, "rb+") as f:
@@ -214,13 +219,13 @@ def _mode(target: Path, private: Path) -> int:
     return target.stat().st_mode & 0o777
 
 
-def _lock(folder: Path) -> int:
-    """An open descriptor that holds a lock on `folder` while its writer lives; -1 where there are no locks."""
+def _lock(folder: Path, wait: bool = False) -> int:
+    """An open descriptor that holds a lock on `folder` until closed; -1 if another does, or where there are no locks."""
     if fcntl is None:
         return -1
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
         return -1

@@ -80,7 +80,7 @@ def softmax(x: Tensor, axis: int = -1) -> Tensor:
 
 @softmax.forward
 def _(xp: Any, x: Any, axis: int, out: Any = None) -> Any:
-    if not x.size:  # nothing to take the largest of
+    if not x.size:  # no row, or rows of nothing
         return x.copy() if out is None else out
     y = xp.subtract(x, xp.max(x, axis=axis, keepdims=True), out=out)
     y = xp.exp(y, out=out)

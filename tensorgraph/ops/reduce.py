@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from .. import dims, dtypes
 from ..op import Bad, S, axis_of, fixed, floating, number, op, reduced, same
 from ..tensor import Tensor
@@ -76,6 +78,11 @@ def _(g: Tensor, y: Tensor, x: Tensor, axis: Any, keepdims: bool) -> Any:
     return (expand(g if not g.ndim else widen(g, x, axis, keepdims), x.shape),)
 
 
+def _limit(x: Any, which: str) -> Any:
+    """The least ("min") or greatest value of x's dtype: what a choice among nothing gives."""
+    return getattr(np.iinfo(x.dtype), which) if x.dtype.kind in "iu" else -np.inf if which == "min" else np.inf
+
+
 def _extreme(name: str) -> Any:
     def vjp(g: Tensor, y: Tensor, x: Tensor, axis: Any, keepdims: bool) -> Any:
         hit = equal(x, widen(y, x, axis, keepdims)).cast(g.dtype)
@@ -86,22 +93,22 @@ def _extreme(name: str) -> Any:
 
 @_reduction("max")
 def max(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
-    """The largest over `axis`; ties share the gradient."""
+    """The largest over `axis`; ties share the gradient. The largest of nothing is -inf, or the least integer."""
 
 
 @max.forward
 def _(xp: Any, x: Any, axis: Any, keepdims: bool, out: Any = None) -> Any:
-    return xp.max(x, axis=axis, keepdims=keepdims, out=out)
+    return xp.max(x, axis=axis, keepdims=keepdims, out=out, **({} if x.size else {"initial": _limit(x, "min")}))
 
 
 @_reduction("min")
 def min(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
-    """The smallest over `axis`; ties share the gradient."""
+    """The smallest over `axis`; ties share the gradient. The smallest of nothing is inf, or the greatest integer."""
 
 
 @min.forward
 def _(xp: Any, x: Any, axis: Any, keepdims: bool, out: Any = None) -> Any:
-    return xp.min(x, axis=axis, keepdims=keepdims, out=out)
+    return xp.min(x, axis=axis, keepdims=keepdims, out=out, **({} if x.size else {"initial": _limit(x, "max")}))
 
 
 max.vjp(_extreme("max"))
