@@ -220,7 +220,7 @@ def _mode(target: Path, private: Path) -> int:
 
 
 def _lock(folder: Path, wait: bool = False) -> int:
-    """An open descriptor that holds a lock on `folder` until closed; -1 if another does, or where there are no locks."""
+    """An open descriptor that holds a lock on `folder` until closed; -1 if another holds it, or there are no locks."""
     if fcntl is None:
         return -1
     descriptor = os.open(folder, os.O_RDONLY)
