@@ -16,6 +16,7 @@ from . import (
     llava,
     mini,
     mllama,
+    modes,
     paligemma,
     presets,
     siglip,
@@ -55,5 +56,6 @@ __all__ = [
     "llama",
     "lora",
     "mini",
+    "modes",
     "presets",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tensorgraph import dtypes
 from tensorgraph.dims import Dim, Shape, dims, show_shape
@@ -11,6 +11,9 @@ from tensorgraph.errors import DataError
 from tensorgraph.nn import Module
 from tensorgraph.ops.leaf import input
 from tensorgraph.tensor import Tensor
+
+if TYPE_CHECKING:
+    from .lora import LoRA
 
 Spec = tuple[Shape, Any]
 
@@ -66,6 +69,15 @@ class Model(Module):
         for p in self.parameters():
             p.dtype = dtypes.dtype(dtype)
         return self
+
+    def mode(self, name: str, adapter: LoRA | None = None) -> Any:
+        """Train the parts of a mode ("all", "bridge-only" ...: `modes.names(model)`), freeze the rest. Returns self.
+
+        Raises as `modes.apply`.
+        """
+        from . import modes
+
+        return modes.apply(self, name, adapter)
 
     @property
     def dtype(self) -> Any:

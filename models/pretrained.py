@@ -23,7 +23,7 @@ from tensorgraph.nn import Parameter, match_name
 from tensorgraph.ops.leaf import const, input
 from tensorgraph.tensor import Tensor
 
-from . import architecture, gguf, lora, presets, stacked
+from . import architecture, gguf, lora, modes, presets, stacked
 from . import generate as generation
 from .architecture import Architecture
 from .model import Model
@@ -222,6 +222,17 @@ class Net:
             self.state = self.state | self.model.init(seed, self.model.binding, only=lora.parameters(self.model))
         return self
 
+    def mode(self, name: str, adapter: lora.LoRA | None = None, seed: int = 0) -> Net:
+        """Train the parts of a mode and freeze the rest; a fresh adapter is put on where it wants one. Returns self.
+
+        Values do not change. Raises as `modes.apply`.
+        """
+        modes.check(self.model, name, adapter)
+        if name in modes.RANKS and (adapter is not None or self.adapter is None):
+            self.add_adapter(modes.scoped(self.model, adapter or modes.default_adapter(name)), seed)
+        modes.apply(self.model, name)
+        return self
+
     def merged(self) -> Net:
         """A net of the bare model, whose weights have the adapter in them. Raises ModelError: TG924, TG925."""
         if self.adapter is None:
@@ -248,12 +259,23 @@ class Net:
         )
 
     def save_adapter(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the adapter alone, as peft reads it; returns the folder. Raises ModelError[TG924] if there is none."""
+        """Write the adapter alone, as peft reads it; returns the folder.
+
+        Raises ModelError: TG924 if there is none, TG948 where other weights are trained beside it.
+        """
         folder = Path(folder)
         if self.adapter is None:
             raise ModelError("TG924", "the model has no adapter")
+        own = lora.parameters(self.model)
+        if others := [n for n, p in self.model.named_parameters().items() if p.trained and n not in own]:
+            raise ModelError(
+                "TG948",
+                f"{len(others)} weights are trained beside the adapter, which its folder has no place for",
+                notes=[f"the first is {others[0]}"],
+                hint="merged().save_pretrained(folder) writes one model of all",
+            )
         values = self.values()
-        tensors = {name: values[name] for name in lora.parameters(self.model)}
+        tensors = {name: values[name] for name in own}
         safetensors.write(folder / lora.FILE, tensors, {"format": "pt"})
         config = lora.to_config(self.model, self.adapter, self._folder)
         _write(folder / lora.CONFIG, json.dumps(config, indent=2) + "\n")

@@ -1,0 +1,298 @@
+"""Training modes: what each trains, that frozen weights stay as they are to the bit, and what a frozen part costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tensorgraph as tg
+from tensorgraph.cost import cost
+from tensorgraph.dims import evaluate
+from tensorgraph.errors import ModelError
+from tensorgraph.graph import Graph
+from tensorgraph.models import LoRA, Net, build, from_pretrained, lora, modes
+
+TEXT = {
+    "model_type": "llama",
+    "vocab_size": 29,
+    "hidden_size": 12,
+    "intermediate_size": 10,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "head_dim": 4,
+}
+EYE = {
+    "hidden_size": 8,
+    "intermediate_size": 14,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 4,
+    "patch_size": 2,
+}
+LLAVA: dict[str, Any] = {
+    "architectures": ["LlavaForConditionalGeneration"],
+    "text_config": TEXT,
+    "vision_config": EYE,
+    "image_token_index": 28,
+}
+SEEING: dict[str, dict[str, Any]] = {
+    "llava": LLAVA,
+    "deepseek-vl": {
+        "architectures": ["DeepseekVLForConditionalGeneration"],
+        "text_config": TEXT,
+        "vision_config": EYE,
+        "image_token_id": 28,
+    },
+    "paligemma": {
+        "architectures": ["PaliGemmaForConditionalGeneration"],
+        "text_config": {**TEXT, "model_type": "gemma"},
+        "vision_config": EYE,
+        "image_token_index": 28,
+        "projection_dim": 12,
+    },
+    "idefics": {
+        "architectures": ["IdeficsForVisionText2Text"],
+        **{k: v for k, v in TEXT.items() if k not in ("model_type", "num_key_value_heads")},
+        "vision_config": {**EYE, "embed_dim": 8},
+        "use_resampler": True,
+        "perceiver_config": {"resampler_n_latents": 3, "resampler_depth": 1, "resampler_n_heads": 2},
+    },
+    "mllama": {
+        "architectures": ["MllamaForConditionalGeneration"],
+        "text_config": {**TEXT, "cross_attention_layers": [1], "pad_token_id": None},
+        "vision_config": {
+            **{k: v for k, v in EYE.items() if k != "num_attention_heads"},
+            "attention_heads": 2,
+            "num_global_layers": 1,
+            "intermediate_layers_indices": [0],
+            "vision_output_dim": 16,
+            "max_num_tiles": 2,
+            "supported_aspect_ratios": [[1, 1], [1, 2]],
+        },
+    },
+}
+STAGES = ["all", "bridge-only", "bridge+vision", "bridge+llm", "bridge+lora"]
+SMALL = LoRA(r=2, alpha=4)
+
+
+def prompt(config: dict[str, Any]) -> dict[str, Any]:
+    """Two prompts with two images, as the model takes them."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 28, (2, 7))
+    given: dict[str, Any] = {"input_ids": ids, "labels": ids}
+    kind = config["architectures"][0]
+    if "Idefics" in kind:
+        seen = {"pixel_values": (2, 1, 3, 4, 4), "image_attention_mask": (2, 7, 1)}
+    elif "Mllama" in kind:
+        seen = {"pixel_values": (2, 1, 2, 3, 4, 4), "aspect_ratio_ids": (2, 1), "aspect_ratio_mask": (2, 1, 2)}
+        seen["cross_attention_mask"] = (2, 7, 1, 2)
+    else:
+        ids[:, 1:5] = 28  # an image has four patches
+        seen = {"pixel_values": (2, 3, 4, 4)}
+    for name, shape in seen.items():
+        given[name] = rng.standard_normal(shape) if name == "pixel_values" else np.ones(shape, np.int32)
+    return given
+
+
+def drawn(config: dict[str, Any]) -> Net:
+    """Values that are nowhere zero or one."""
+    net = Net(build(config).astype("float64"), config).init()
+    rng = np.random.default_rng(1)
+    net.state = {n: 0.3 * rng.standard_normal(a.shape) for n, a in net.state.items()}
+    return net
+
+
+def loss_and_gradients(config: dict[str, Any] | str, mode: str, adapter: LoRA | None = None) -> tuple[Graph, Any]:
+    model = build(config).mode(mode, adapter)
+    out = model.outputs(**model.inputs([*(model.usual or model.needs), "labels"]))
+    wrt = {n: p for n, p in model.named_parameters().items() if p.trained}
+    grads = tg.grad(out["loss"], wrt, unused="none")
+    return Graph({"loss": out["loss"], **{n: g for n, g in grads.items() if g is not None}}), model
+
+
+# ---------------------------------------------------------------------------------------------- what is trained
+
+
+def test_published_stages() -> None:
+    """LLaVA-1.5's bridge is 20,979,712 weights; its LoRA stage has 319,815,680 adapters (128 · sums of sizes)."""
+    d, f, layers, bridge = 4096, 11008, 32, 20_979_712
+    adapters = 128 * layers * (4 * (d + d) + 3 * (d + f))
+    vision, llm = 303_507_456, 6_738_415_616 + 64 * 2 * d  # 64 tokens more than Llama-2's
+    trained = {"all": bridge + vision + llm, "bridge-only": bridge, "bridge+vision": bridge + vision}
+    trained |= {"bridge+llm": bridge + llm, "bridge+lora": bridge + adapters}
+    assert adapters == 319_815_680
+    for mode, count in trained.items():
+        model = build("llava-1.5-7b").mode(mode)
+        assert evaluate(model.total(trained=True), model.binding) == count, mode
+        assert evaluate(model.total(), model.binding) == 7_063_427_072 + adapters * (mode == "bridge+lora")
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_models_that_see_have_the_stages_and_language_models_two(name: str) -> None:
+    model = build(SEEING[name])
+    assert modes.names(model) == STAGES
+    for other in ("gpt2", "bert-base"):
+        assert modes.names(build(other, layers=1)) == ["all", "lora"]
+
+
+BRIDGES = {
+    "llava": "multi_modal_projector.",
+    "deepseek-vl": "model.aligner.",
+    "paligemma": "multi_modal_projector.",
+    "idefics": ("model.perceiver_resampler.", "model.gated_cross_attn_layers."),
+    "mllama": ("multi_modal_projector.", "language_model.model.layers.1."),
+}
+EYES = {"deepseek-vl": "model.vision_model.", "idefics": "model.vision_model.", "mllama": "vision_model."}
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_parts_by_the_names_in_the_file(name: str) -> None:
+    """Oracle: how transformers calls the parts."""
+    for mode in STAGES:
+        model = build(SEEING[name]).mode(mode, SMALL if mode == "bridge+lora" else None)
+        trained = {n for n, p in model.named_parameters().items() if p.trained}
+        every = {n for n, p in model.named_parameters().items() if p.counted}
+        bridge = {n for n in every if n.startswith(BRIDGES[name])}
+        eye = {n for n in every if n.startswith(EYES.get(name, "vision_tower."))}
+        adapters = {n for n in every if n.startswith(lora.PREFIX)}
+        llm = every - bridge - eye - adapters
+        assert (
+            trained
+            == {
+                "all": every,
+                "bridge-only": bridge,
+                "bridge+vision": bridge | eye,
+                "bridge+llm": bridge | llm,
+                "bridge+lora": bridge | adapters,
+            }[mode]
+        )
+        assert bool(adapters) == (mode == "bridge+lora")
+        assert not any(n.removeprefix(lora.PREFIX).startswith(BRIDGES[name]) for n in adapters)
+        assert not any("vision" in n for n in adapters)
+
+
+def test_what_is_not_there_is_refused() -> None:
+    with pytest.raises(ModelError) as e:
+        build("gpt2", layers=1).mode("bridge-only")
+    assert str(e.value) == "[TG946] the model has no training mode 'bridge-only'\n  hint: its modes are all, lora"
+    with pytest.raises(ModelError) as e:
+        build(LLAVA).mode("lora")
+    assert str(e.value).endswith("hint: its modes are all, bridge-only, bridge+vision, bridge+llm, bridge+lora")
+    with pytest.raises(ModelError) as e:
+        build(LLAVA).mode("bridge-only", SMALL)
+    assert str(e.value) == "[TG947] mode bridge-only trains no adapter\n  hint: modes that do: bridge+lora"
+
+
+# --------------------------------------------------------------------------------------------- what training does
+
+
+EVERY = [("llava", mode) for mode in STAGES]
+OTHERS = [(name, mode) for name in SEEING if name != "llava" for mode in ("bridge-only", "bridge+lora")]
+
+
+@pytest.mark.parametrize(("name", "mode"), EVERY + OTHERS)
+def test_a_stage_moves_its_part_and_leaves_the_rest_equal_to_the_bit(name: str, mode: str) -> None:
+    net = drawn(SEEING[name]).mode(mode, SMALL if mode == "bridge+lora" else None)
+    before = {n: a.copy() for n, a in net.values().items()}
+    given = prompt(SEEING[name])
+    inputs = net.model.inputs(given)
+    step = tg.compile(net.model.outputs(**inputs)["loss"], update=tg.optim.AdamW(lr=0.01), binding=net.model.binding)
+    state = step.init({n: net.values()[n] for n in step.params})  # the last layer of a tower may not be read
+    arrays = {n: np.asarray(a, inputs[n].dtype.np) for n, a in given.items()}
+    for _ in range(3):
+        _, state = step(state, **arrays)
+    moved = {n for n, a in state.params.items() if not np.array_equal(a, before[n])}
+    learns = {n for n, p in net.model.named_parameters().items() if p.trained and n in step.graph.params}
+    assert moved == learns
+    assert learns == set(net.value_and_grad(**given)[1])
+
+
+def test_stages_follow_each_other_and_the_result_is_saved_whole(tmp_path: Any) -> None:
+    net = drawn(LLAVA)
+    given = prompt(LLAVA)
+    first = set(net.mode("bridge-only").value_and_grad(**given)[1])
+    second = set(net.mode("bridge+llm").value_and_grad(**given)[1])
+    assert first < second
+    net.mode("bridge+lora", SMALL, seed=3)
+    for name in lora.parameters(net.model):
+        net.state[name] = 0.3 * np.random.default_rng(len(name)).standard_normal(net.state[name].shape)
+    third = set(net.value_and_grad(**given)[1])
+    assert first < third and third - first == set(lora.parameters(net.model))
+    with pytest.raises(ModelError, match=r"\[TG948\] 4 weights are trained beside the adapter"):
+        net.save_adapter(tmp_path / "adapter")
+    net.merged().save_pretrained(tmp_path / "whole")
+    again = from_pretrained(tmp_path / "whole", dtype="float64")
+    np.testing.assert_allclose(again(**given)["logits"], net(**given)["logits"], rtol=1e-10, atol=1e-12)
+
+
+def test_an_adapter_of_the_language_model_alone_is_read_back_as_such(tmp_path: Any) -> None:
+    net = drawn(LLAVA)
+    net.save_pretrained(tmp_path / "base")
+    net.mode("bridge+lora", SMALL).model.freeze("connector")
+    for name in lora.parameters(net.model):
+        net.state[name] = 0.3 * np.random.default_rng(len(name)).standard_normal(net.state[name].shape)
+    net.save_adapter(tmp_path / "adapter")
+    again = from_pretrained(tmp_path / "base", dtype="float64", adapter=tmp_path / "adapter")
+    assert set(again.state) == set(net.state)
+    np.testing.assert_array_equal(again(**prompt(LLAVA))["logits"], net(**prompt(LLAVA))["logits"])
+
+
+# ---------------------------------------------------------------------------------------- what the graph computes
+
+
+def layers_with_gradients(graph: Graph) -> set[str]:
+    return {t.scope.path for t in graph.nodes if t.scope.backward and t.scope.path}
+
+
+def test_no_backward_node_stands_where_nothing_learns() -> None:
+    """A frozen tower, and all below the bridge, has none; a frozen language model passes gradients of values only."""
+    for mode in ("bridge-only", "bridge+llm", "bridge+lora"):
+        graph, _ = loss_and_gradients(LLAVA, mode, SMALL if mode == "bridge+lora" else None)
+        paths = layers_with_gradients(graph)
+        assert not any(p.startswith("vision") for p in paths), mode
+        assert any(p.startswith("connector") for p in paths) and any(p.startswith("text.layers.0") for p in paths)
+        assert (mode == "bridge+llm") == ("text.embed" in paths)
+    graph, _ = loss_and_gradients(LLAVA, "bridge+vision")
+    paths = layers_with_gradients(graph)
+    assert "vision.embed.patches" in paths and not any(
+        p.startswith("vision.layers.2") for p in paths
+    )  # layer -2 is read
+
+
+def shapes_of_products(graph: Graph) -> list[tuple[Any, ...]]:
+    return [t.shape for t in graph.nodes if t.scope.backward and t.op.style == "matmul"]
+
+
+def test_a_frozen_language_model_makes_no_gradient_of_a_weight() -> None:
+    frozen, model = loss_and_gradients(LLAVA, "bridge-only")
+    whole, _ = loss_and_gradients(LLAVA, "bridge+llm")
+    text = {
+        p.shape for n, p in model.named_parameters().items() if n.startswith("language_model") and len(p.shape) == 2
+    }
+    bridge = {p.shape for n, p in model.named_parameters().items() if n.startswith("multi_modal") and len(p.shape) == 2}
+    made = set(shapes_of_products(frozen))
+    either = {s for shape in text for s in (shape, shape[::-1])}
+    assert not made & (either - {s for shape in bridge for s in (shape, shape[::-1])})
+    assert set(shapes_of_products(whole)) & either
+
+
+def test_flops_of_the_stages_by_hand() -> None:
+    """A frozen matrix costs its input's gradient alone (as much as its forward), a trained one its own as well."""
+    sizes = {"B": 1, "T": 2048, "I": 1}
+    found = {}
+    for mode in ("bridge-only", "bridge+llm"):
+        graph, model = loss_and_gradients("llava-1.5-7b", mode)
+        found[mode] = cost(graph).bind({**model.binding, **sizes})
+    d, f, V, w, P, T = 4096, 11008, 32064, 1024, 576, 2048
+    linear = 2 * T * (32 * (4 * d * d + 3 * d * f) + V * d)
+    mixing = 32 * 2 * 2 * T * T * d  # scores and weighted sum
+    first, second = 2 * P * w * d, 2 * P * d * d
+    own = {m: c.backward.products - c.recomputed.products for m, c in found.items()}  # type: ignore[operator]
+    assert own["bridge-only"] == linear + 2 * mixing + first + 2 * second
+    assert own["bridge+llm"] == 2 * linear + 2 * mixing + first + 2 * second
+    assert found["bridge-only"].forward == found["bridge+llm"].forward
+    assert found["bridge-only"].bytes["gradients"] == 4 * 20_979_712
+    assert found["bridge-only"].bytes["optimiser"] == 8 * 20_979_712
