@@ -126,7 +126,7 @@ def tokens(
 
     Greedy unless a temperature, top_k or top_p is given; temperature 0 is greedy too. A row that has ended goes on with
     `pad_token_id`. eos and pad default to the model's. Where the prompt has padding and no mask is given, the mask
-    is read off it, as transformers does. Raises as `Session.feed`, DataError[TG511] for a malformed prompt,
+    is read off it, and positions go on from the prompt's last column, as in transformers: padding belongs on the left. Raises as `Session.feed`, DataError[TG511] for a malformed prompt,
     ModelError[TG917] for a setting out of range, [TG919] for a model that is no decoder.
     """
     if not isinstance(net.model, Decoder):
@@ -163,7 +163,7 @@ def tokens(
             return
         ids = np.concatenate([ids, new[:, None]], axis=1)
         mask = np.concatenate([mask, np.ones_like(mask[:, :1])], axis=1)
-        positions = np.concatenate([positions, mask.sum(1, keepdims=True) - 1], axis=1)
+        positions = np.concatenate([positions, positions[:, -1:] + 1], axis=1)
 
 
 def _capacity(length: int) -> int:

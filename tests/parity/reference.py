@@ -307,14 +307,24 @@ def run(
 
 def generate(model: Any, input_ids: Array, max_new_tokens: int, **inputs: Any) -> Array:
     """transformers' greedy tokens, prompt included, in true float64."""
+    return generate_with_logits(model, input_ids, max_new_tokens, **inputs)[0]
+
+
+def generate_with_logits(model: Any, input_ids: Array, max_new_tokens: int, **inputs: Any) -> tuple[Array, Array]:
+    """The tokens of `generate`, and the logits [steps, B, V] that each was chosen from."""
     arrays = {
         name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in inputs.items()
     }
     with quiet(), true_float64(), torch.no_grad():
-        tokens = copy.deepcopy(model).generate(
-            torch.from_numpy(input_ids), max_new_tokens=max_new_tokens, do_sample=False, **arrays
+        found = copy.deepcopy(model).generate(
+            torch.from_numpy(input_ids),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+            **arrays,
         )
-    return tokens.numpy()
+    return found.sequences.numpy(), torch.stack(found.logits).numpy()
 
 
 # Comparing
