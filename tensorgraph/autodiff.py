@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
 
@@ -239,8 +240,20 @@ def _collect_outputs(node: Tensor, parts: list[tuple[int, Tensor]]) -> tuple[Ten
 
 
 def _fit(g: Tensor, x: Tensor, node: Tensor) -> Tensor:
-    """A cotangent summed to the shape of its input and cast to its dtype: broadcasting is undone here alone."""
+    """A cotangent summed to the shape of its input and cast to its dtype: broadcasting is undone here alone.
+
+    Raises GradError[TG408] for a cotangent whose shape the input's does not broadcast to.
+    """
     if g.shape is not x.shape:
+        lead = g.ndim - x.ndim
+        if lead < 0 or not all(
+            dims.same(a, b) or dims.same(a, 1) for a, b in zip(x.shape, g.shape[lead:], strict=True)
+        ):
+            shapes = dims.show_shape(g.shape), dims.show_shape(x.shape)
+            text = (
+                f"the rule of {node.op.name} gives a cotangent of shape {shapes[0]} for an input of shape {shapes[1]}"
+            )
+            raise GradError("TG408", text, operands=[operand(x), operand(g, "cotangent")])
         g = sum_to(g, x.shape)
     if g.dtype is not x.dtype and g.dtype != x.dtype:
         g = cast_(g, x.dtype)
@@ -248,7 +261,11 @@ def _fit(g: Tensor, x: Tensor, node: Tensor) -> Tensor:
 
 
 def cotangents_of(node: Tensor, g: Any, needs: list[bool]) -> list[Tensor | None]:
-    """What a node's rule gives for each of its (present) inputs, before un-broadcasting."""
+    """What a node's rule gives for each of its (present) inputs, before un-broadcasting.
+
+    Raises GradError[TG404] for an op without a rule, [TG409] for a rule that gives too few or too many cotangents, or
+    something else than tensors. Trailing inputs that need none may be left out.
+    """
     op = node.op
     rule = overrides.get(op.name) or op.vjp_fn
     if rule is None:
@@ -264,15 +281,29 @@ def cotangents_of(node: Tensor, g: Any, needs: list[bool]) -> list[Tensor | None
     result = rule(g, picks(node), *node.args(), **node.kwargs)
     if not isinstance(result, (tuple, list)):
         result = (result,)
+    if not op.variadic and len(result) > len(op.inputs):
+        raise _odd(node, f"gives {len(result)} cotangents for {len(op.inputs)} input{'s' * (len(op.inputs) != 1)}")
     if op.has_optional:
         absent = node.attrs.get("absent", ())
         result = [r for r, p in zip(result, op.inputs, strict=False) if p.name not in absent]
-    out = list(result)[: len(node.inputs)]
-    out += [None] * (len(node.inputs) - len(out))
-    return [
-        r() if need and callable(r) and not isinstance(r, Tensor) else (r if need and isinstance(r, Tensor) else None)
-        for r, need in zip(out, needs, strict=True)
-    ]
+    if any(needs[len(result) :]):
+        raise _odd(node, f"gives {len(result)} cotangent{'s' * (len(result) != 1)} for {len(node.inputs)} inputs")
+    out: list[Tensor | None] = []
+    for need, given in itertools.zip_longest(needs, result[: len(needs)]):
+        c = given() if need and callable(given) and not isinstance(given, Tensor) else given
+        if need and c is not None and not isinstance(c, Tensor):
+            raise _odd(node, f"gives an object of type {type(c).__name__}, not a tensor")
+        out.append(c if need else None)
+    return out
+
+
+def _odd(node: Tensor, what: str) -> GradError:
+    return GradError(
+        "TG409",
+        f"the rule of {node.op.name} {what}",
+        operands=[operand(node)],
+        hint="it returns a tuple with one tensor per input, or None where no gradient passes",
+    )
 
 
 overrides: dict[str, Callable[..., Any]] = {}  # tg.testing.override puts wrong rules here, and takes them away again

@@ -153,6 +153,10 @@ class Op:
         self.shape: Rule = pattern(self.name, shape) if isinstance(shape, str) else shape
         self.dtype: Rule = fields.pop("dtype", None) or promoted
         self.outputs: tuple[str, ...] = tuple(fields.pop("outputs", ()))
+        several = shape.rpartition("->")[2].count(",") if isinstance(shape, str) else 0
+        if several and len(self.outputs) != several + 1:
+            text = f"op {self.name}: {shape!r} has {several + 1} results, outputs= names {len(self.outputs)}"
+            raise OpError("TG253", text, hint='outputs=("sin", "cos") names two')
         self.flops: Rule | None = fields.pop("flops", None)
         self.style: str = fields.pop("style", "op")
         self.title: str = fields.pop("title", "") or self.name.replace("_", " ")
