@@ -179,7 +179,21 @@ RULES = {
     "other shape": (lambda g, y, x: (tg.concat([g, g], axis=0),), "the rule fails: "),
     "other dtype": (lambda g, y, x: (tg.cast(g, "int32"),), "differ"),
     "takes too much": (lambda g, y, x, more: (g,), "the rule fails: TypeError: "),
-    "no tensor": (lambda g, y, x: ("tanh",), "it gives 0, the derivative is not"),
+    "no tensor": (
+        lambda g, y, x: ("tanh",),
+        "the rule fails: the rule of tanh gives an object of type str, not a tensor",
+    ),
+    "too many": (lambda g, y, x: (g, g), "the rule fails: the rule of tanh gives 2 cotangents for 1 input"),
+    "too few": (lambda g, y, x: (), "the rule fails: the rule of tanh gives 0 cotangents for 1 input"),
+    "another rank": (
+        lambda g, y, x: (g.reshape(3, 1, d),),
+        "gives a cotangent of shape [3, 1, d] for an input of shape",
+    ),
+    "a leaf of its own": (
+        lambda g, y, x: (g * tg.input("u", (3, d), "float64"),),
+        "the rule fails: the rule reads u, ",
+    ),
+    "off by rounding": (lambda g, y, x: (g * (1.0 - y * y) * (1 + 3e-8),), "it gives 1.00000003 times the derivative"),
     "stale": (lambda g, y, x: (g * (1.0 - (y * 0.9).square()),), "every element differs; at "),
     "reversed": (lambda g, y, x: (tg.flip(g * (1.0 - y.square()), 0),), "the right numbers in the wrong places"),
 }
@@ -381,6 +395,50 @@ def test_nondeterministic():
     (entry,) = report.wrong
     assert entry.verdict == "NONDETERMINISTIC" and entry.op == "mine" and entry.residual > 0
     assert entry.note.endswith("of the largest element; no derivative is checked before that is mended")
+
+
+def test_a_rule_that_is_nondeterministic():
+    noise = np.random.default_rng(1)
+    noisy = user_op(lambda xp, x: x * noise.normal(), lambda g, y, x: (g,))
+    x = tg.input("x", (4,), "float64")
+    with tg.testing.override("tanh", lambda g, y, x: (noisy(g),)):
+        report = tg.check_grads(tg.tanh(x).sum())
+    (entry,) = [e for e in report.entries if not e.passed]
+    assert (entry.verdict, entry.op) == ("NONDETERMINISTIC", "tanh") and entry.residual > 0
+    assert entry.note.startswith("computed twice from the same values the rule's result differs by")
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_forward_that_writes_into_its_input(again):
+    def forward(xp, x):
+        x[...] = x * 2.0 if again else 0.0
+        return x * 1.0
+
+    x = tg.input("x", (4,), "float64")
+    report = tg.check_grads(user_op(forward, lambda g, y, x: (g,))(tg.sin(x)).sum())
+    (entry,) = [e for e in report.wrong if e.input]
+    assert (entry.verdict, entry.op, entry.input) == ("NONDETERMINISTIC", "mine", "x")
+    assert entry.note == "its forward writes into this input, which others read too"
+
+
+def test_a_forward_that_fails_or_gives_another_shape_than_declared():
+    x = tg.input("x", (4,), "float64")
+    for forward, words in (
+        (lambda xp, x: 1 / 0, "fails in float64: ZeroDivisionError: division by zero"),
+        (lambda xp, x: x[:3], "gives the shape [3], [4] is declared"),
+        (lambda xp, x: x.sum(), "gives the shape [], [4] is declared"),
+    ):
+        with pytest.raises(tg.errors.GradError) as caught:
+            tg.check_grads(user_op(forward, lambda g, y, x: (g,))(x).sum())
+        first = str(caught.value).splitlines()[0]
+        assert first.startswith("[TG415] the forward of mine (test_gradcheck.py:") and first.endswith(words), first
+
+
+def test_a_forward_of_less_precision_than_declared():
+    x = tg.input("x", (4,), "float64")
+    forward = lambda xp, x: xp.exp(x).astype("complex64" if x.dtype.kind == "c" else "float32")  # noqa: E731
+    assert tg.check_grads(user_op(forward, lambda g, y, x: (g * tg.exp(x),))(x).sum())
+    assert not tg.check_grads(user_op(forward, lambda g, y, x: (g * tg.exp(x) * 1.01,))(x).sum())
 
 
 def test_precision_lost_in_the_models_dtype():

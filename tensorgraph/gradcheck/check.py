@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -117,7 +118,7 @@ def _held_constant(graph: Graph) -> list[str]:
     """Where the user's own stop_gradient leaves something out of the gradient: right as asked for, if it was meant."""
     moved = moving(graph.nodes)
     held = [t for t in graph.nodes if t.op.name == "stop_gradient" and t.inputs[0] in moved]
-    cuts = dict.fromkeys(t.where or t.scope.path for t in held)
+    cuts = dict.fromkeys(" ".join(p for p in (t.scope.path, t.where) if p) for t in held)
     return [f"held constant by stop_gradient, as asked: {', '.join(list(cuts)[:SHOWN])}"] if cuts else []
 
 
@@ -209,8 +210,15 @@ class _Run:
         for t in self.graph.nodes:
             if t.op.builtin or not t.inputs:
                 continue
+            args = [self.have[x] for x in t.inputs]
+            copies = copy.deepcopy(args)
             with guarded():
-                again = compute(t, [self.have[x] for x in t.inputs], self.sizes, complex_numpy)
+                again = compute(t, copies, self.sizes, complex_numpy)
+            for name, a, b in zip(input_names(t), args, copies, strict=True):
+                if not _same(a, b):
+                    note = "its forward writes into this input, which others read too"
+                    self.entries.append(self._entry(t, Finding(name, NONDETERMINISTIC, np.inf, note), 1, ()))
+                    self.broken = True
             pairs = zip(*(y if isinstance(y, tuple) else (y,) for y in (self.have[t], again)), strict=True)
             spread = max(distance([a], [b]) if _finite(a) and _finite(b) else 0.0 for a, b in pairs)
             if spread > 0:
@@ -389,6 +397,12 @@ class _Run:
         self.whole += deeper.whole
         self.entries += deeper.entries
         self.broken |= deeper.broken
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, tuple):
+        return all(map(_same, a, b))
+    return np.array_equal(a, b, equal_nan=np.asarray(a).dtype.kind == "f")
 
 
 def _finite(a: Any) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from .. import autodiff
 from ..complex_numpy import complex_numpy, guarded
 from ..dims import evaluate as evaluate_size
-from ..errors import TensorgraphError
+from ..errors import GradError, TensorgraphError
 from ..interpret import compute, shape_of
 from ..op import DataRange
 from ..ops.leaf import INPUT
@@ -26,11 +26,12 @@ from .reference import (
     Slope,
     adjoint_residual,
     complex_step,
+    distance,
     jvp,
     remainder_order,
     signed,
 )
-from .report import KINK, NONFINITE, PASS, WRONG_VJP
+from .report import KINK, NONDETERMINISTIC, NONFINITE, PASS, WRONG_VJP
 from .sampling import draw
 
 NEAR = 1e-3  # a kink closer than this may be why a derivative differs
@@ -132,6 +133,11 @@ class Site:
             found = autodiff.backward([results[i] for i, _ in self.outs], [self.inputs[j]], gs)
         c = found.get(self.inputs[j])
         given = (*self.inputs, *gs, self.node)
+        stray = [
+            t for t in topological([c] if c is not None else [], stop=set(given)) if t.op.name in ("input", "param")
+        ]
+        if stray:
+            raise GradError("TG416", f"the rule reads {stray[0].label}, which is not among what it is given")
         self._rules[j] = None if c is None else Program([c], given, self.binding), gs
         return self._rules[j]
 
@@ -263,6 +269,10 @@ def _check_input(sites: list[Site], j: int, name: str, rng: np.random.Generator)
         if residual > (EXACT if slope.method == "complex step" else max(EXACT, 10 * slope.error)):
             residual, method, fine = _second_opinion(site, j, u, vs, residual, slope)
             if not fine:
+                spread = distance([np.asarray(site.cotangent(j, vs))], [c])
+                if spread > 0:
+                    note = f"computed twice from the same values the rule's result differs by {spread:.1e}"
+                    return Finding(name, NONDETERMINISTIC, spread, note)
                 found = _wrong(site, j, name, u, vs, c, residual, method, rng)
                 if found.verdict == WRONG_VJP and site is not sites[0]:
                     found.note += " (at other values than the graph's)"
@@ -367,7 +377,8 @@ def explain(site: Site, j: int, vs: list[Any], c: Any, u: Any) -> tuple[str, flo
     if x.size > DIAGNOSED:
         slope = jvp(site.only(j), [x], [u], site.source.op.builtin)
         right = sum(float(np.sum(v * w)) for v, w in zip(vs, slope.value, strict=True))
-        return f"along a random direction it gives {float(np.sum(c * u)):.6g}, the derivative is {right:.6g}", 0.0
+        gives, is_ = apart(float(np.sum(c * u)), right)
+        return f"along a random direction it gives {gives}, the derivative is {is_}", 0.0
     true = np.zeros(x.size)
     for i in range(x.size):
         e = np.zeros(x.size)
@@ -389,7 +400,9 @@ def compare(got: Any, true: Any, shape: tuple[int, ...], error: float = 1e-9) ->
         return f"the derivative is 0, it gives up to {np.max(np.abs(got)):.3g}"
     factor = float(got @ true / (true @ true))
     if np.allclose(got, factor * true, rtol=0, atol=tol):
-        return "the sign is wrong" if abs(factor + 1) < error else f"it gives {factor:.6g} times the derivative"
+        if abs(factor + 1) < error:
+            return "the sign is wrong"
+        return f"it gives {apart(factor, 1)[0]} times the derivative"
     if np.allclose(np.sort(got), np.sort(true), rtol=0, atol=tol):
         swapped = _swap(got, true, shape, tol)
         return f"the right numbers in the wrong places{swapped}"
@@ -397,7 +410,17 @@ def compare(got: Any, true: Any, shape: tuple[int, ...], error: float = 1e-9) ->
     at_ = int(np.argmax(np.abs(got - true)))
     place = f"[{', '.join(map(str, np.unravel_index(at_, shape)))}]" if shape else "its one element"
     some = f"{int(bad.sum())} of {got.size} elements differ" if not bad.all() else "every element differs"
-    return f"{some}; at {place} it gives {got[at_]:.6g}, the derivative is {true[at_]:.6g}"
+    gives, is_ = apart(got[at_], true[at_])
+    return f"{some}; at {place} it gives {gives}, the derivative is {is_}"
+
+
+def apart(a: float, b: float) -> tuple[str, str]:
+    """Two numbers with as many digits, six at least, as show that they differ."""
+    for digits in (6, 9, 12):
+        texts = f"{a:.{digits}g}", f"{b:.{digits}g}"
+        if texts[0] != texts[1]:
+            return texts
+    return f"{a:.17g}", f"{b:.17g}"
 
 
 def _swap(got: Any, true: Any, shape: tuple[int, ...], tol: float) -> str:

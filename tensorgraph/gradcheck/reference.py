@@ -38,6 +38,8 @@ def complex_step(fn: Function, args: Sequence[Any], tangents: Sequence[Any]) -> 
         raise NotComplex(f"{type(why).__name__}: {why}") from why
     if not any(is_complex(y) for y in ys):
         raise NotComplex("the result is real")
+    if any(y.dtype.itemsize < 16 for y in ys if is_complex(y)):
+        raise NotComplex("the result is rounded to float32")
     with np.errstate(all="ignore"):
         return Slope(
             [np.asarray(y.imag / STEP) if is_complex(y) else np.zeros_like(y) for y in ys], 0.0, "complex step"

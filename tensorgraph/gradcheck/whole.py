@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,11 +10,12 @@ import numpy as np
 
 from .. import autodiff
 from ..complex_numpy import complex_numpy, guarded
+from ..errors import GradError, TensorgraphError
 from ..graph import Graph
-from ..interpret import compute, evaluate, shape_of
+from ..interpret import bound, compute, evaluate, shape_of
 from ..ops.leaf import INPUT
 from ..tensor import Tensor
-from .nodes import input_names
+from .nodes import input_names, value_range
 from .program import function_of
 from .reference import EXACT, LONG, jvp, norm, signed
 
@@ -26,8 +28,34 @@ def compute_all(order: Sequence[Tensor], have: Values, sizes: Mapping[str, int])
     with guarded():
         for t in order:
             if t not in out:
-                out[t] = compute(t, [out[x] for x in t.inputs], sizes, complex_numpy)
+                args = [out[x] for x in t.inputs]
+                out[t] = compute(t, args, sizes, complex_numpy) if t.op.builtin else compute_own(t, args, sizes)
     return out
+
+
+def compute_own(t: Tensor, args: Sequence[Any], sizes: Mapping[str, int]) -> Any:
+    """A user's op, from copies of its inputs.
+
+    Raises GradError[TG415] if it fails, or gives another shape than it declares.
+    """
+    where = f" ({t.where})" if t.where else ""
+    try:
+        with guarded():
+            y = compute(t, [copy.deepcopy(a) for a in args], sizes, complex_numpy)
+    except TensorgraphError:
+        raise
+    except Exception as why:
+        given = ", ".join(f"{n} {value_range(a)}" for n, a in zip(input_names(t), args, strict=True))
+        text = f"the forward of {t.op.name}{where} fails in float64: {type(why).__name__}: {why}"
+        raise GradError("TG415", text, notes=[f"inputs: {given}"] if given else []) from why
+    parts = zip(y, [shape for shape, _ in t.specs], strict=False) if t.specs is not None else [(y, t.shape)]
+    for i, (part, shape) in enumerate(parts):
+        want = bound(shape, sizes)
+        if np.shape(part) != want:
+            which = f" as result {i}" if t.specs is not None else ""
+            text = f"the forward of {t.op.name}{where} gives the shape {list(np.shape(part))}{which}"
+            raise GradError("TG415", f"{text}, {list(want)} is declared")
+    return y
 
 
 class Whole:
@@ -109,17 +137,15 @@ class Whole:
         """The gap of the adjoint identity over the whole, and its scale: the largest norm of products at any node."""
         tangents = self.tangents(moves, have)
         left = [np.sum(adjoints[g] * moves[t]) for t, g in self.grads.items()]
-        right = [
-            np.sum(self.cotangents[g] * tangents[y]) for g, y in zip(self.gs, self.outs, strict=True) if y in tangents
-        ]
+        right = [self.cotangents[g] * tangents[y] for g, y in zip(self.gs, self.outs, strict=True) if y in tangents]
         own = sum(norm(adjoints[g] * moves[t]) ** 2 for t, g in self.grads.items()) ** 0.5
         inner = [
             norm(adjoints[a.total] * tangents[t])
             for t, a in self.trace.items()
             if t in tangents and isinstance(a.total, Tensor) and not isinstance(tangents[t], tuple)
         ]
-        scale = max(own, 1e-3 * max(inner, default=0.0))
-        return abs(float(sum(left) - sum(right))), scale
+        scale = max(own, sum(norm(r) ** 2 for r in right) ** 0.5, 1e-3 * max(inner, default=0.0))
+        return abs(float(sum(left) - sum(map(np.sum, right)))), scale
 
     def residual(self) -> float:
         """The worst relative gap along the directions; a gap that long double shrinks is rounding and counts so."""
