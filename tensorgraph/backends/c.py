@@ -17,7 +17,7 @@ from ..dims import Dim
 from ..errors import DataError
 from ..passes.fuse import BLOCKS, Step
 from ..passes.memory import Plan, plan
-from ..passes.program import Program, Value
+from ..passes.program import Buffer, Program, Value
 from ..tensor import Tensor
 from . import cgen, cpu
 from . import numpy as plain
@@ -33,12 +33,12 @@ TG_FN int64_t tg_index(Call *c, int64_t i, int64_t n) {
     c->bad = 1;
     return 0;
 }
-TG_FN int64_t tg_parts(const Call *c, int64_t work) {
-    int64_t most = 4 * c->rt->threads, parts = work / TG_GRAIN;
-    return c->rt->threads < 2 || parts < 2 ? 1 : parts > most ? most : parts;
+TG_PART int64_t tg_parts(const Call *c, int64_t work) {
+    int64_t most = 4 * c->threads, parts = work / TG_GRAIN;
+    return c->threads < 2 || parts < 2 ? 1 : parts > most ? most : parts;
 }
-TG_FN void tg_run(Call *c, Fn fn, void *const *a, int64_t n, int64_t parts, int64_t unit) {
-    if (parts < 2) fn(c, a, 0, n, 0, c->rt->scratch); else c->rt->run(c, fn, a, n, parts, unit);
+TG_PART void tg_run(Call *c, Fn fn, void *const *a, int64_t n, int64_t parts, int64_t unit) {
+    if (parts < 2) fn(c, a, 0, n, 0, c->w); else c->rt->run(c, fn, a, n, parts, unit);
 }
 """.replace("TG_GRAIN", str(GRAIN))
 
@@ -57,7 +57,7 @@ class Lowered(Kernels, plain.Lowered):
 
     def __init__(self, program: Program, name: str = "graph", strict: bool = False) -> None:
         self.strict = strict
-        self.slots: dict[Value, int] = {}
+        self.slots: dict[Value | Buffer, int] = {}
         self.c_sizes: list[Dim] = []
         self._c_slot: dict[Dim, int] = {}
         self.functions: dict[str, str] = {}
@@ -79,7 +79,7 @@ class Lowered(Kernels, plain.Lowered):
             self.c_sizes.append(d)
         return f"s[{self._c_slot[d]}]"
 
-    def pointer(self, root: Value) -> str:
+    def pointer(self, root: Value | Buffer) -> str:
         return f"p[{self.slots.setdefault(root, len(self.slots))}]"
 
     # -- building
@@ -132,7 +132,7 @@ class Lowered(Kernels, plain.Lowered):
         parts = [cpu.text("runtime.h"), cgen.MATHS, PRELUDE, *self.functions]
         for i, body in enumerate(self.segments):
             parts += [
-                f"int segment{i}(Call *c) {{",
+                f"TG_COLD int segment{i}(Call *c) {{",
                 "    void *const *const p = c->p; const int64_t *const s = c->s; (void)p; (void)s;",
                 *body,
                 "    return (int)c->bad;",
@@ -153,7 +153,7 @@ class Lowered(Kernels, plain.Lowered):
         for text, old in self.functions.items():
             if text.partition("\n")[2] == key:
                 return old
-        head = f"static void {name}(Call *c, void *const *a, int64_t lo, int64_t hi, int64_t block, char *w) {{"
+        head = f"TG_PART void {name}(Call *c, void *const *a, int64_t lo, int64_t hi, int64_t block, char *w) {{"
         self.functions[f"{head}\n{key}"] = name
         return name
 
@@ -161,22 +161,14 @@ class Lowered(Kernels, plain.Lowered):
     def _region(self, step: Step) -> list[str]:
         region = cgen.Region(step, self.size)
         columns, rows = self.size(step.columns), self.size(step.rows)
-        body = [OPEN]
         head, foot, after = self._across(step, region)
         loop = self._flat(region) if region.flat else self._rows(step, region, columns)
-        body += ["    " + x for x in (*region.pointers, *head, *loop, *foot)] + ["}"]
+        body = [OPEN, *["    " + x for x in (*region.pointers, *head, *loop, *foot)], "}"]
         f = self._function(body)
-        roots = ", ".join(self.pointer(r) for r in region.roots)
-        extra = []
-        if step.scratch is not None:
-            self.slots.setdefault(cast("Value", step.scratch), len(self.slots))
-            extra.append(f"p[{self.slots[cast('Value', step.scratch)]}]")
-        else:
-            extra += [self.pointer(x.value) for x in region.across]
-        args = ", ".join([x for x in (roots, *extra) if x]) or "0"
+        args = ", ".join(self.pointer(r) for r in region.roots) or "0"  # complete only now that the body is written
         n = columns if region.flat else rows
         if step.serial:
-            run = f"{f}(c, a, 0, {n}, 0, c->rt->scratch);"
+            run = f"{f}(c, a, 0, {n}, 0, c->w);"
         else:
             elements = n if region.flat else f"{n} * {columns}"
             parts = str(BLOCKS) if region.across else f"tg_parts(c, {elements} * {max(1, region.work)})"
@@ -193,15 +185,15 @@ class Lowered(Kernels, plain.Lowered):
         width: Dim = 0
         for x in region.across:
             width = dims.add(width, dims.mul(step.columns if x.column else 1, 8))
-        for i, x in enumerate(region.across):
+        for x in region.across:
             kind = x.value.dtype
             t, zero_ = c_type(kind), cgen.start(x.name, kind)
             wide = "double" if kind.is_float and not x.column and x.name == "sum" else t
-            slot = len(region.roots) + (0 if step.scratch is not None else i)
             if step.scratch is None:
-                place = f"a[{slot}]"
+                place = f"a[{region.slot(x.value)}]"
             else:
-                place = f"((char *)a[{slot}] + block * {self.size(width)} + {self.size(at)})"
+                parts = self.pointer(step.scratch)
+                place = f"((char *)a[{region.slot(step.scratch)}] + block * {self.size(width)} + {self.size(at)})"
             if x.column:
                 head += [
                     f"{t} *const {x.acc} = ({t} *){place};",
@@ -213,7 +205,7 @@ class Lowered(Kernels, plain.Lowered):
                 foot.append(f"*({kept} *){place} = ({kept}){x.acc};")
             if step.scratch is not None:
                 n, source = (columns, t) if x.column else ("1", wide)
-                part = f"(({source} *)((char *)a[{slot}] + b * {self.size(width)} + {self.size(at)}))[j]"
+                part = f"(({source} *)((char *){parts} + b * {self.size(width)} + {self.size(at)}))[j]"
                 merge = cgen.merge(x.name, "t", "u", kind)
                 after += [f"  for (int64_t j = 0; j < {n}; j++) {{", f"    {source} t = {zero_};",
                           f"    for (int64_t b = 0; b < {BLOCKS}; b++) {{ const {source} u = {part}; {merge} }}",
@@ -263,10 +255,7 @@ class Lowered(Kernels, plain.Lowered):
                     inner.append(f"int n{acc} = 0;")
                     clauses += f" reduction(|:n{acc})"
                 pending.append(region.finish(acc, kind, name))
-            made = {f"s{p.outputs[0].index}": p for p in step.pieces if p.kind == "reduce"}
-            for acc, _, _ in stage.reductions:
-                if acc in made:
-                    pending += region.row_stores(made[acc])
+            pending += stage.stores
             inner += [
                 f'_Pragma("omp simd{clauses}")',
                 f"for (int64_t j = 0; j < {columns}; j++) {{",
@@ -295,9 +284,11 @@ def _out_of_range() -> DataError:
 
 
 class Call(ctypes.Structure):
-    """What a segment is given: pointers, sizes, the runtime."""
+    """What a segment is given: pointers, sizes, the runtime, scratch for every thread; `bad` if an index was."""
 
-    _fields_ = [("p", ctypes.c_void_p), ("s", ctypes.c_void_p), ("rt", ctypes.c_void_p), ("bad", ctypes.c_int64)]
+    _fields_ = [(n, ctypes.c_void_p) for n in ("p", "s", "rt", "w")] + [
+        (n, ctypes.c_int64) for n in ("room", "threads", "bad")
+    ]
 
 
 class Bound(plain.Bound):
@@ -320,9 +311,11 @@ class Bound(plain.Bound):
                 self.pointers[i] = table.ctypes.data
         self.sizes = np.array([dims.evaluate(d, binding) for d in lowered.c_sizes] or [0], np.int64)
         need = max((dims.evaluate(d, binding) for d in lowered.scratch), default=0)
-        self.call = Call(
-            self.pointers.ctypes.data, self.sizes.ctypes.data, cpu.reserve(need) if lowered.segments else None, 0
-        )
+        self.threads, room = cpu.threads(), -(-need // 64) * 64
+        self.scratch = np.empty(room * self.threads + 64, np.uint8)
+        w = self.scratch.ctypes.data + -self.scratch.ctypes.data % 64
+        runtime = cpu.runtime() if lowered.segments else None
+        self.call = Call(self.pointers.ctypes.data, self.sizes.ctypes.data, runtime, w, room, self.threads, 0)
         self.v.call = ctypes.addressof(self.call)
 
     def run(self, lowered: plain.Lowered, P: dict[str, Any]) -> tuple[Any, ...]:
@@ -374,7 +367,8 @@ class Repeat:
         self.bound, self.results = bound, results
         self.pointers = bound.pointers.copy()
         self.held = {k: P[k] for k in lowered.program.leaves if k not in given}
-        self.call = Call(self.pointers.ctypes.data, bound.call.s, bound.call.rt, 0)
+        self.call = Call.from_buffer_copy(bound.call)
+        self.call.p = self.pointers.ctypes.data
         self.ranges = (Range * max(1, len(ranges)))()
         checked: dict[str, list[Range]] = {}
         for r, (key, low, high, ignored) in zip(self.ranges, ranges, strict=False):
@@ -386,7 +380,7 @@ class Repeat:
         slot = {k: i for i, k in enumerate(lowered.program.leaves)}
         self.inputs = [[k, a, a.dtype, a.shape, slot[k], checked.pop(k, [])] for k, a in given.items()]
         self.last = [self.call, lowered.segment, self.ranges]
-        self.step = cpu.runtime().tg_step
+        self.step = cpu.library().tg_step
         self.args = (
             ctypes.addressof(self.call),
             ctypes.cast(lowered.segment, ctypes.c_void_p).value,

@@ -16,7 +16,7 @@ from ..dims import Dim
 from ..dtypes import DType
 from ..passes.fuse import Piece, Step
 from ..passes.layout import Access, one, zero
-from ..passes.program import Value
+from ..passes.program import Buffer, Value
 
 TYPES = {
     "bool": "uint8_t",
@@ -30,6 +30,13 @@ TYPES = {
 
 # Errors of the polynomials are stated and tested: exp and tanh in float32 are within 2 and 3 units in the last place.
 MATHS = """
+#if !defined(TG_STRICT) && (defined(__FMA__) || defined(__ARM_FEATURE_FMA))
+#define tg_fma_f __builtin_fmaf
+#define tg_fma_d __builtin_fma
+#else
+#define tg_fma_f(x, y, z) ((x) * (y) + (z))
+#define tg_fma_d tg_fma_f
+#endif
 #ifdef TG_STRICT
 TG_FN float tg_exp_f(float x) { return expf(x); }
 TG_FN float tg_tanh_f(float x) { return tanhf(x); }
@@ -38,31 +45,29 @@ TG_FN float tg_bits_f(int32_t i) { union { int32_t i; float f; } u; u.i = i; ret
 TG_FN float tg_exp_f(float x) {
     float c = x > 89.0f ? 89.0f : x;
     c = c < -104.0f ? -104.0f : c;
-    float n = c * 0x1.715476p+0f + 0x1.8p+23f;
-    n -= 0x1.8p+23f;
-    float r = c - n * 0x1.62e400p-1f;
-    r = r - n * 0x1.7f7d1cp-20f;
+    const float n = tg_fma_f(c, 0x1.715476p+0f, 0x1.8p+23f) - 0x1.8p+23f;
+    float r = tg_fma_f(-n, 0x1.62e400p-1f, c);
+    r = tg_fma_f(-n, 0x1.7f7d1cp-20f, r);
     float q = 0x1.6a1b94p-10f;
-    q = q * r + 0x1.123fc2p-7f;
-    q = q * r + 0x1.555916p-5f;
-    q = q * r + 0x1.55548ap-3f;
-    q = q * r + 0x1.fffffcp-2f;
-    q = q * (r * r) + r;
-    q = q + 1.0f;
-    int32_t k = (int32_t)n, h = k >> 1;
+    q = tg_fma_f(q, r, 0x1.123fc2p-7f);
+    q = tg_fma_f(q, r, 0x1.555916p-5f);
+    q = tg_fma_f(q, r, 0x1.55548ap-3f);
+    q = tg_fma_f(q, r, 0x1.fffffcp-2f);
+    q = tg_fma_f(q, r * r, r) + 1.0f;
+    const int32_t k = (int32_t)n, h = k >> 1;
     return q * tg_bits_f((h + 127) << 23) * tg_bits_f((k - h + 127) << 23);
 }
 TG_FN float tg_tanh_f(float x) {
-    float a = x < 0.0f ? -x : x;
-    float e = tg_exp_f(2.0f * (a > 12.0f ? 12.0f : a));
-    float far = 1.0f - 2.0f / (e + 1.0f);
-    float z = a * a;
+    const float a = x < 0.0f ? -x : x;
+    const float e = tg_exp_f(2.0f * (a > 12.0f ? 12.0f : a));
+    const float far = 1.0f - 2.0f / (e + 1.0f);
+    const float z = a * a;
     float p = -0x1.76abbcp-8f;
-    p = p * z + 0x1.5256bep-6f;
-    p = p * z + -0x1.b84444p-5f;
-    p = p * z + 0x1.110768p-3f;
-    p = p * z + -0x1.555534p-2f;
-    float near = a + a * (z * p);
+    p = tg_fma_f(p, z, 0x1.5256bep-6f);
+    p = tg_fma_f(p, z, -0x1.b84444p-5f);
+    p = tg_fma_f(p, z, 0x1.110768p-3f);
+    p = tg_fma_f(p, z, -0x1.555534p-2f);
+    const float near = tg_fma_f(a, z * p, a);
     float y = a < 0.625f ? near : far;
     y = x != x ? x : y;
     return x < 0.0f ? -y : y;
@@ -170,11 +175,12 @@ def convert(text: str, have: DType, want: DType) -> str:
 
 @dataclass
 class Stage:
-    """Row statements, then a pass: its reductions (accumulator, dtype, name), and statements for column j."""
+    """Row statements, then a pass: its reductions (accumulator, dtype, name), statements for column j, and stores."""
 
     rows: list[str] = field(default_factory=list)
     reductions: list[tuple[str, DType, str]] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
+    stores: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -193,7 +199,7 @@ class Region:
     def __init__(self, step: Step, size: Callable[[Dim], str]) -> None:
         self.step, self.size = step, size
         self.made = {v: p for p in step.pieces for v in p.outputs if v.kind == "arena"}
-        self.roots: list[Value] = []
+        self.roots: list[Value | Buffer] = []  # what the function is given a pointer to, in order
         self.pointers: list[str] = []  # once per call
         self.base: list[str] = []  # once per row
         self.loaded: list[str] = []  # row values read from memory, once per row
@@ -203,6 +209,7 @@ class Region:
         self.flat = one(step.rows) and all(p.kind == "map" for p in step.pieces)
         self.work = 0
         self._known: dict[tuple[object, ...], str] = {}
+        self._number: dict[Value, int] = {}
         self._levels()
         self._needs()
         self._write()
@@ -250,12 +257,22 @@ class Region:
                     self.needed[q] |= passes
 
     # -- what: text
-    def _pointer(self, root: Value) -> str:
+    def _n(self, v: Value) -> int:
+        """A value's number within the region: equal regions are equal text, and one function."""
+        return self._number.setdefault(v, len(self._number))
+
+    def slot(self, root: Value | Buffer) -> int:
+        """Which argument of the function points to it: one slot each, whoever asks, and in whatever order."""
         if root not in self.roots:
             self.roots.append(root)
-            i = len(self.roots) - 1
-            self.pointers.append(f"{c_type(root.dtype)} *const q{i} = ({c_type(root.dtype)} *)a[{i}];")
-        return f"q{self.roots.index(root)}"
+        return self.roots.index(root)
+
+    def _pointer(self, root: Value) -> str:
+        i, t = self.slot(root), c_type(root.dtype)
+        text = f"{t} *const q{i} = ({t} *)a[{i}];"
+        if text not in self.pointers:
+            self.pointers.append(text)
+        return f"q{i}"
 
     def _place(self, a: Access) -> str:
         """A pointer to the start of the row, named once."""
@@ -286,7 +303,7 @@ class Region:
         if v.root in names:
             return names[v.root]
         if v.root in self.made:
-            return f"t{v.root.index}"
+            return f"t{self._n(v.root)}"
         if v.kind == "literal":
             return (
                 literal(v.node.attrs["value"], v.dtype)
@@ -339,7 +356,7 @@ class Region:
         pd, kind = p.outputs[0].dtype, p.outputs[1].dtype
         n = p.kernel.node.attrs
         lit = lambda x: literal(np.asarray(x, kind.np), kind)  # noqa: E731
-        k, i = c_type(kind), p.outputs[0].index
+        k, i = c_type(kind), self._n(p.outputs[0])
         w, g, m, v, rate, c1, c2 = (convert(x, y.dtype, kind) for x, y in zip(args, p.inputs, strict=True))
         root = f"sqrt{'f' if kind.size == 4 else ''}"
         scale = f"{root}(v{i} * ({lit(1)} / {c2})) + {lit(n['eps'])}"
@@ -349,7 +366,7 @@ class Region:
             f"const {k} m{i} = {m} * {lit(n['b1'])} + g{i} * {lit(1 - n['b1'])};",
             f"const {k} v{i} = {v} * {lit(n['b2'])} + g{i} * g{i} * {lit(1 - n['b2'])};",
             f"const {c_type(pd)} t{i} = {convert('(' + new + ')', kind, pd)};",
-            *[f"const {k} t{o.index} = {x}{i};" for o, x in zip(p.outputs[1:], "mv", strict=True) if o.index != i],
+            *[f"const {k} t{self._n(o)} = {x}{i};" for o, x in zip(p.outputs[1:], "mv", strict=True)],
         ]
 
     def _write(self) -> None:
@@ -365,11 +382,11 @@ class Region:
             if p.kind in ("map",) and not p.per_row and n in self.needed[p]:
                 out = p.outputs[0]
                 if p in self.kept and n > min(self.needed[p]):
-                    stage.columns.append(f"const {register(out.dtype)} t{out.index} = {self.kept[p]}[j];")
+                    stage.columns.append(f"const {register(out.dtype)} t{self._n(out)} = {self.kept[p]}[j];")
                 else:
                     stage.columns += self._compute(p, "j")
                     if p in self.kept:
-                        stage.columns.append(f"{self.kept[p]}[j] = t{out.index};")
+                        stage.columns.append(f"{self.kept[p]}[j] = t{self._n(out)};")
             elif p.kind == "reduce" and self.level[p] == n:
                 self._accumulate(p, stage)
             elif p.kind in ("column", "total") and not p.per_row and n == self.last:
@@ -389,12 +406,14 @@ class Region:
 
     def _name(self, p: Piece, v: Value) -> str:
         """Several pieces may write parts of one value: each names its own."""
-        return f"t{v.index}" if p.place is None and p.name != "zero" else f"u{p.index}"
+        return f"t{self._n(v)}" if p.place is None and p.name != "zero" else f"u{self.step.pieces.index(p)}"
 
     def _accumulate(self, p: Piece, stage: Stage) -> None:
-        t, acc = self._operand(p, 0, "j", {}), f"s{p.outputs[0].index}"
+        t, acc = self._operand(p, 0, "j", {}), f"s{self._n(p.outputs[0])}"
         stage.reductions.append((acc, p.outputs[0].dtype, p.name))
         stage.columns += combine(p.name, acc, t, p.outputs[0].dtype)
+        if p.outputs[0] in self._stored_set:
+            stage.stores.append(f"{self._at(self._per_row(p.outputs[0]), '0')} = t{self._n(p.outputs[0])};")
 
     def finish(self, acc: str, dtype: DType, name: str) -> str:
         """What a row's reduction is called from then on."""
@@ -405,48 +424,44 @@ class Region:
         out = p.outputs[0]
         t = self._operand(p, 0, "j", {})
         if p.kind == "column":
-            self.across.append(Across(out, p.name, True, f"c{out.index}"))
-            stage.columns.append(merge(p.name, f"c{out.index}[j]", t, out.dtype))
+            self.across.append(Across(out, p.name, True, f"c{self._n(out)}"))
+            stage.columns.append(merge(p.name, f"c{self._n(out)}[j]", t, out.dtype))
         else:
-            acc = f"s{out.index}"
+            acc = f"s{self._n(out)}"
             stage.reductions.append((acc, out.dtype, p.name))
             stage.columns += combine(p.name, acc, t, out.dtype)
-            self.across.append(Across(out, p.name, False, f"c{out.index}"))
-            self.stages[self.last + 1].rows.append(merge(p.name, f"c{out.index}", f"t{out.index}", out.dtype))
+            self.across.append(Across(out, p.name, False, f"c{self._n(out)}"))
+            self.stages[self.last + 1].rows.append(merge(p.name, f"c{self._n(out)}", f"t{self._n(out)}", out.dtype))
 
     def _row(self, p: Piece) -> None:
         """A statement on row values, between the passes."""
         stage = self.stages[self.level[p]]
         if p.kind == "total":
             out = p.outputs[0]
-            self.across.append(Across(out, p.name, False, f"c{out.index}"))
-            stage.rows.append(merge(p.name, f"c{out.index}", self._operand(p, 0, "0", {}), out.dtype))
+            self.across.append(Across(out, p.name, False, f"c{self._n(out)}"))
+            stage.rows.append(merge(p.name, f"c{self._n(out)}", self._operand(p, 0, "0", {}), out.dtype))
             return
         if p.kind == "gather":
             stage.rows += self._gather(p)
-            access = Access(p.outputs[0], 0, () if one(self.step.rows) else ((1, self.step.rows, 1),), 0)
             if p.outputs[0] in self._stored_set:
-                stage.rows.append(f"{self._at(access, '0')} = t{p.outputs[0].index};")
+                stage.rows.append(f"{self._at(self._per_row(p.outputs[0]), '0')} = t{self._n(p.outputs[0])};")
             return
         stage.rows += self._compute(p, "0")
         stage.rows += self._stores(p, "0")
 
-    def row_stores(self, p: Piece) -> list[str]:
-        """Where a row's reduction goes."""
-        if p.outputs[0] not in self._stored_set:
-            return []
-        a = Access(p.outputs[0], 0, () if one(self.step.rows) else ((1, self.step.rows, 1),), 0)
-        return [f"{self._at(a, '0')} = t{p.outputs[0].index};"]
+    def _per_row(self, v: Value) -> Access:
+        """A value of one element per row, row after row."""
+        return Access(v, 0, () if one(self.step.rows) else ((1, self.step.rows, 1),), 0)
 
     def _gather(self, p: Piece) -> list[str]:
         """x at the column given as data: what makes x is computed at that column alone."""
         out, x = p.outputs[0], p.inputs[0]
-        j = f"i{out.index}"
+        j = f"i{self._n(out)}"
         lines = [
             f"int64_t {j} = {self._operand(p, 1, '0', {})};",
             f"{j} = tg_index(c, {j}, {self.size(self.step.columns)});",
         ]
-        target = f"t{out.index}"
+        target = f"t{self._n(out)}"
         if x.root not in self.made:
             return [*lines, f"const {register(out.dtype)} {target} = {self._operand(p, 0, j, {})};"]
         needed: set[Piece] = {self.made[x.root]}
@@ -461,7 +476,7 @@ class Region:
                 }
         for q in self.step.pieces:
             if q in needed:
-                names[q.outputs[0]] = f"g{out.index}_{q.outputs[0].index}"
+                names[q.outputs[0]] = f"g{self._n(out)}_{self._n(q.outputs[0])}"
         for q in self.step.pieces:
             if q in needed:
                 inner += self._compute(q, j, names)

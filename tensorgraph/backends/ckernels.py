@@ -67,6 +67,11 @@ class Kernels:
         f = self._function([OPEN, *["    " + x for x in body], "}"])
         return [f"{{ void *const a[] = {{{', '.join(args)}}};", f"  tg_run(c, {f}, a, {n}, tg_parts(c, {work}), 1); }}"]
 
+    def _once(self, args: list[str], body: list[str]) -> list[str]:
+        """A call of a function with this body: what is done alike in every layer is compiled once."""
+        f = self._function([OPEN, *["    " + x for x in body], "}"])
+        return [f"{{ void *const a[] = {{{', '.join(args)}}}; {f}(c, a, 0, 1, 0, c->w); }}"]
+
     def _nest(self, shape: Sequence[Dim], body: str) -> str:
         """Loops over a shape, indices i0, i1, ..."""
         loops = [f"for (int64_t i{n} = 0; i{n} < {self.size(d)}; i{n}++)" for n, d in enumerate(shape)]
@@ -122,16 +127,19 @@ class Kernels:
     def _small(self, a: str, b: str, out: str, kind: DType, shape: tuple[int, int, int], strides: Any) -> list[str]:
         t, (m, n, k) = c_type(kind), shape
         a0, a1, b0, b1 = (self.size(d) for d in strides)
-        return [
-            f"{{ const {t} *const x = {a}; const {t} *const y = {b}; {t} *const z = ({t} *){out};",
-            f"  for (int i = 0; i < {m}; i++) {{",
+        fma = f"tg_fma_{'d' if kind.size == 8 else 'f'}"
+        product = f"{fma}(x[i * {a0} + p * {a1}], y[p * {b0} + j * {b1}], row[j])"
+        body = [
+            f"const {t} *const x = a[0], *const y = a[1]; {t} *const z = a[2];",
+            f"for (int i = 0; i < {m}; i++) {{",
             f"    {t} row[{max(1, n)}];",
             f"    for (int j = 0; j < {n}; j++) row[j] = 0;",
             f"    for (int p = 0; p < {k}; p++)",
-            f"      for (int j = 0; j < {n}; j++) row[j] += x[i * {a0} + p * {a1}] * y[p * {b0} + j * {b1}];",
+            f"        for (int j = 0; j < {n}; j++) row[j] = {product};",
             f"    for (int j = 0; j < {n}; j++) z[i * {n} + j] = row[j];",
-            "  } }",
+            "}",
         ]
+        return self._once([a, b, out], body)
 
     # -- by index
     def _take(self, piece: Piece, step: Step) -> list[str] | None:
@@ -187,13 +195,13 @@ class Kernels:
         to = row_major(out.shape)
         copy = self._nest(out.shape, f"y[{self._index(to)}] = x[{self._index(at.strides)}];")
         room = f"{self.size(dims.sub(x.shape[axis], new.shape[axis]))} + 1"
-        return [
-            f"{{ const {t} *const x = {a}; const {t} *const n = {b}; {t} *const y = {self.pointer(out)}; (void)x;",
+        body = [
+            f"const {t} *const x = a[0], *const n = a[1]; {t} *const y = a[3]; (void)x;",
             *([copy] if step.alias[0] != 0 else []),
-            f"const int64_t at = tg_index(c, *({p}), {room}) * {self.size(to[axis])};",
+            f"const int64_t at = tg_index(c, *({c_type(position.dtype)} *)a[2], {room}) * {self.size(to[axis])};",
             self._nest(new.shape, f"y[at + {self._index(to)}] = n[{self._index(at_b.strides)}];"),
-            "}",
         ]
+        return self._once([a, b, p, self.pointer(out)], body)
 
     def _dynamic_slice(self, piece: Piece, step: Step) -> list[str] | None:
         (x, position), out = piece.inputs, piece.outputs[0]
@@ -201,12 +209,13 @@ class Kernels:
         (a, at), (p, _) = self._read(x), self._read(position)
         room = f"{self.size(dims.sub(x.shape[axis], out.shape[axis]))} + 1"
         to = self._index(row_major(out.shape))
-        return [
-            f"{{ const {t} *const x = {a}; {t} *const y = {self.pointer(out)};",
-            f"const int64_t at = tg_index(c, *({p}), {room}) * {self.size(at.strides[axis])};",
+        body = [
+            f"const {t} *const x = a[0]; {t} *const y = a[2];",
+            f"const {c_type(position.dtype)} *const p = a[1];",
+            f"const int64_t at = tg_index(c, *p, {room}) * {self.size(at.strides[axis])};",
             self._nest(out.shape, f"y[{to}] = x[at + {self._index(at.strides)}];"),
-            "}",
         ]
+        return self._once([a, p, self.pointer(out)], body)
 
     # -- reductions whose axes are neither first nor last
     def _reduce(self, piece: Piece, step: Step) -> list[str] | None:
@@ -217,12 +226,12 @@ class Kernels:
         y = f"y[{self._index([0 if i in axes else next(kept) for i in range(len(x.shape))])}]"
         start = cgen.start(name, out.dtype)
         inner = f"{{ const {t} u = x[{self._index(at.strides)}]; {cgen.merge(name, y, 'u', out.dtype)} }}"
-        return [
-            f"{{ const {t} *const x = {a}; {t} *const y = {self.pointer(out)};",
+        body = [
+            f"const {t} *const x = a[0]; {t} *const y = a[1];",
             f"for (int64_t i = 0; i < {self.size(dims.size(out.shape))}; i++) y[i] = {start};",
             self._nest(x.shape, inner),
-            "}",
         ]
+        return self._once([a, self.pointer(out)], body)
 
     def _argmax(self, piece: Piece, step: Step) -> list[str] | None:
         """The first NaN, or else the first of the largest, as in NumPy."""
@@ -239,8 +248,9 @@ class Kernels:
             "  }",
             "  *y++ = (int32_t)at; }",
         ]
-        head = f"{{ const {t} *const x = {a}; int32_t *y = {self.pointer(out)};"
-        return [head, self._nest([x.shape[i] for i in others], inner[0]), *inner[1:], "}"]
+        head = f"const {t} *const x = a[0]; int32_t *y = a[1];"
+        body = [head, self._nest([x.shape[i] for i in others], inner[0]), *inner[1:]]
+        return self._once([a, self.pointer(out)], body)
 
 
 def _walkable(along_rows: Dim, along_columns: Dim, rows: Dim, columns: Dim) -> bool:

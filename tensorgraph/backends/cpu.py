@@ -90,7 +90,7 @@ def cache() -> Path:
 
 
 def flags(strict: bool) -> list[str]:
-    """Both modes keep the order of operations; strict forbids fused multiply-add, and takes exp and tanh from libm."""
+    """Both modes round each operation by itself, so that a value is the same wherever it is computed again."""
     common = [
         "-O3",
         "-march=native",
@@ -102,9 +102,10 @@ def flags(strict: bool) -> list[str]:
         "-fno-math-errno",
         "-fno-trapping-math",
         "-fno-strict-aliasing",
+        "-ffp-contract=off",
         "-w",
     ]
-    return [*common, *(["-DTG_STRICT", "-ffp-contract=off"] if strict else ["-ffp-contract=fast"])]
+    return [*common, "-DTG_STRICT"] if strict else common
 
 
 def build(source: str, options: list[str]) -> str:
@@ -168,22 +169,17 @@ def threads() -> int:
 
 
 @functools.cache
-def runtime() -> Any:
+def library() -> Any:
     """The pool's library, one per process."""
-    library = ctypes.CDLL(build(text("runtime.c").replace('#include "runtime.h"\n', text("runtime.h")), flags(False)))
+    made = ctypes.CDLL(build(text("runtime.c").replace('#include "runtime.h"\n', text("runtime.h")), flags(False)))
     found = blas()
     address = [ctypes.cast(f, ctypes.c_void_p) for f in found[:4]] if found else [ctypes.c_void_p()] * 4
-    library.tg_init.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 4, ctypes.c_int]
-    library.tg_init(threads(), *address, int(bool(found and found[4])))
-    library.tg_step.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    library.tg_reserve.argtypes = [ctypes.c_int64]
-    library.tg_reserve(1 << 16)
-    return library
+    made.tg_init.argtypes = [*[ctypes.c_void_p] * 4, ctypes.c_int]
+    made.tg_init(*address, int(bool(found and found[4])))
+    made.tg_step.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    return made
 
 
-def reserve(bytes: int) -> int:
-    """Scratch of so many bytes for every thread; the address of the runtime."""
-    library = runtime()
-    if library.tg_reserve(bytes):
-        raise MemoryError(f"no {bytes} bytes of scratch")
-    return ctypes.addressof(ctypes.c_char.in_dll(library, "tg_rt"))
+def runtime() -> int:
+    """The address of what a unit may call."""
+    return ctypes.addressof(ctypes.c_char.in_dll(library(), "tg_rt"))

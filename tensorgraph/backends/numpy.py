@@ -18,7 +18,7 @@ import numpy as np
 from .. import dims, dtypes, interpret, xp
 from ..dims import Dim
 from ..dtypes import DType
-from ..passes.memory import Plan, plan, refuse
+from ..passes.memory import Plan, plan
 from ..passes.program import Kernel, Program, Value
 
 _serial = itertools.count()
@@ -207,7 +207,6 @@ class Bound:
     """A lowered program for one binding: its arena, its arrays and its tables."""
 
     def __init__(self, lowered: Lowered, binding: Mapping[str, int], memory: Plan) -> None:
-        refuse(memory)
         program = lowered.program
         self.memory = memory
         self.arena = np.empty(memory.arena + 64, np.uint8)

@@ -11,41 +11,38 @@
 #else
 #define PAUSE() ((void)0)
 #endif
-enum { MOST = 256, SPIN = 4000 };
+enum { SPIN = 4000 };
 typedef void (*gemm64)(int, int, int, int64_t, int64_t, int64_t, float, const float *, int64_t, const float *, int64_t, float, float *, int64_t);
 typedef void (*gemm32)(int, int, int, int, int, int, float, const float *, int, const float *, int, float, float *, int);
 typedef void (*dgemm64)(int, int, int, int64_t, int64_t, int64_t, double, const double *, int64_t, const double *, int64_t, double, double *, int64_t);
 typedef void (*dgemm32)(int, int, int, int, int, int, double, const double *, int, const double *, int, double, double *, int);
 
-static struct { Call *call; Fn fn; void *const *a; int64_t n, parts, unit; } job;
+static struct { Call *call; Fn fn; void *const *a; int64_t n, parts, unit, threads; } job;
 static atomic_uint_least64_t turn;   /* generation << 32 | next part */
 static atomic_int_least64_t done;
 static atomic_int sleepers, busy;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
-static char *scratch[MOST];
-static int64_t scratch_bytes;
-static int started;
+static int64_t made = 1; /* threads, the caller's among them */
 static void *sgemm, *dgemm;
 static void (*blas_set)(int);
 static int (*blas_get)(void);
 static int wide_ints;
 Rt tg_rt;
 
-static void part(int64_t i, char *w) {
-    int64_t units = (job.n + job.unit - 1) / job.unit;
-    int64_t lo = units * i / job.parts * job.unit, hi = units * (i + 1) / job.parts * job.unit;
-    job.fn(job.call, job.a, lo, hi < job.n ? hi : job.n, i, w);
+static void part(Call *c, Fn fn, void *const *a, int64_t n, int64_t parts, int64_t unit, int64_t i, int64_t id) {
+    int64_t units = (n + unit - 1) / unit, lo = units * i / parts * unit, hi = units * (i + 1) / parts * unit;
+    fn(c, a, lo, hi < n ? hi : n, i, c->w + id * c->room);
 }
-/* A part is claimed only in the generation that is under way: whoever comes late claims nothing and reads no job. */
-static void work(uint32_t generation, char *w) {
+/* A part is claimed only in the generation that is under way: whoever comes late claims nothing and runs no job. */
+static void work(uint32_t generation, int64_t id) {
     for (;;) {
         uint64_t t = atomic_load(&turn);
         if ((uint32_t)(t >> 32) != generation) return;
         int64_t i = (int64_t)(uint32_t)t;
-        if (i >= job.parts) return;
+        if (i >= job.parts || id >= job.threads) return;
         if (!atomic_compare_exchange_weak(&turn, &t, t + 1)) continue;
-        part(i, w);
+        part(job.call, job.fn, job.a, job.n, job.parts, job.unit, i, id);
         atomic_fetch_add(&done, 1);
     }
 }
@@ -67,29 +64,25 @@ static void *worker(void *arg) {
             pthread_mutex_unlock(&lock);
         }
         seen = now;
-        work(now, scratch[id]);
+        work(now, id);
     }
     return 0;
 }
-static void begin(void) {
-    started = 1;
-    for (int64_t i = 1; i < tg_rt.threads; i++) {
+static void more(int64_t threads) {
+    for (; made < threads; made++) {
         pthread_t t;
-        if (pthread_create(&t, 0, worker, (void *)(intptr_t)i)) { tg_rt.threads = i; break; }
+        if (pthread_create(&t, 0, worker, (void *)(intptr_t)made)) return;
         pthread_detach(t);
     }
 }
-static void alone(void) { started = 0; atomic_store(&sleepers, 0); atomic_store(&busy, 0); pthread_mutex_init(&lock, 0); pthread_cond_init(&wake, 0); }
+static void alone(void) { made = 1; atomic_store(&sleepers, 0); atomic_store(&busy, 0); pthread_mutex_init(&lock, 0); pthread_cond_init(&wake, 0); }
 static void run(Call *c, Fn fn, void *const *a, int64_t n, int64_t parts, int64_t unit) {
-    if (tg_rt.threads < 2 || parts < 2 || atomic_exchange(&busy, 1)) {
-        int64_t units = (n + unit - 1) / unit;
-        for (int64_t i = 0; i < parts; i++) {
-            int64_t lo = units * i / parts * unit, hi = units * (i + 1) / parts * unit;
-            fn(c, a, lo, hi < n ? hi : n, i, scratch[0]);
-        }
+    if (c->threads < 2 || parts < 2 || atomic_exchange(&busy, 1)) {
+        for (int64_t i = 0; i < parts; i++) part(c, fn, a, n, parts, unit, i, 0);
         return;
     }
-    if (!started) begin();
+    if (made < c->threads) more(c->threads);
+    job.threads = c->threads;
     job.call = c; job.fn = fn; job.a = a; job.n = n; job.parts = parts; job.unit = unit;
     atomic_store(&done, 0);
     uint32_t generation = (uint32_t)(atomic_load(&turn) >> 32) + 1;
@@ -99,7 +92,7 @@ static void run(Call *c, Fn fn, void *const *a, int64_t n, int64_t parts, int64_
         pthread_cond_broadcast(&wake);
         pthread_mutex_unlock(&lock);
     }
-    work(generation, scratch[0]);
+    work(generation, 0);
     for (int spin = 0; atomic_load(&done) < parts; spin++) { if (spin < SPIN) PAUSE(); else sched_yield(); }
     atomic_store(&turn, ((uint64_t)generation << 32) | 0xffffffffu);
     atomic_store(&busy, 0);
@@ -175,8 +168,8 @@ static void gemm(Call *c, const Gemm *g) {
     }
     if (threads != 1 && blas_set) blas_set(threads);
 }
-int tg_init(int64_t threads, void *s, void *d, void *set, void *get, int wide) {
-    tg_rt.run = run; tg_rt.gemm = gemm; tg_rt.threads = threads > MOST ? MOST : threads;
+int tg_init(void *s, void *d, void *set, void *get, int wide) {
+    tg_rt.run = run; tg_rt.gemm = gemm;
     sgemm = s; dgemm = d; blas_set = (void (*)(int))set; blas_get = (int (*)(void))get; wide_ints = wide;
     pthread_atfork(0, 0, alone);
     return 0;
@@ -191,16 +184,4 @@ int tg_step(Call *c, int (*f)(Call *), const Range *r, int64_t count) {
         }
     c->bad = 0;
     return f(c);
-}
-int tg_reserve(int64_t bytes) {
-    if (bytes <= scratch_bytes) return 0;
-    for (int64_t i = 0; i < tg_rt.threads; i++) {
-        char *fresh;
-        if (posix_memalign((void **)&fresh, 64, (size_t)bytes)) return 1;
-        free(scratch[i]);
-        scratch[i] = fresh;
-    }
-    scratch_bytes = bytes;
-    tg_rt.scratch = scratch[0];
-    return 0;
 }

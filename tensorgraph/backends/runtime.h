@@ -3,8 +3,16 @@
 #include <string.h>
 #include <math.h>
 #define TG_FN static inline __attribute__((always_inline, unused))
+#if defined(__clang__)
+#define TG_PART static __attribute__((noinline, unused))
+#else
+#define TG_PART static __attribute__((noipa, unused)) /* called often: inlined, a long program compiles for minutes */
+#endif
+#define TG_COLD __attribute__((cold)) /* calls alone: not worth the optimiser's time */
 typedef struct Rt Rt;
-typedef struct Call { void *const *p; const int64_t *s; const Rt *rt; int64_t bad; } Call;
+typedef struct Call { /* w: scratch, `room` bytes for each of `threads` threads */
+    void *const *p; const int64_t *s; const Rt *rt; char *w; int64_t room, threads, bad;
+} Call;
 typedef void (*Fn)(Call *, void *const *, int64_t, int64_t, int64_t, char *);
 typedef struct Gemm {
     int64_t wide, m, n, k, batch[3], as[3], bs[3], cs[3], a0, a1, b0, b1, ldc;
@@ -14,6 +22,4 @@ typedef struct Range { const void *p; int64_t n, size, low, high, ignores, ignor
 struct Rt {
     void (*run)(Call *, Fn, void *const *, int64_t n, int64_t parts, int64_t unit);
     void (*gemm)(Call *, const Gemm *);
-    char *scratch;
-    int64_t threads;
 };
