@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from tensorgraph.errors import DataError, ModelError
 from tensorgraph.ops.leaf import input
 
 from .decoder import Decoder
+from .model import array_of, zero_or_one
 from .parts import Cache
 
 if TYPE_CHECKING:
@@ -96,7 +100,7 @@ def check_length(net: Net, length: int) -> None:
 
 def prompt_of(input_ids: Any) -> Array:
     """Ids as [B, T]. Raises DataError[TG511] if they are not whole numbers in that shape, or none at all."""
-    ids = np.asarray(input_ids)
+    ids = array_of("input_ids", input_ids)
     if ids.ndim == 1:
         ids = ids[None]
     if ids.ndim != 2 or not ids.size or ids.dtype.kind not in "iu":
@@ -106,6 +110,16 @@ def prompt_of(input_ids: Any) -> Array:
             hint="net.tokenizer.encode(text)",
         )
     return ids
+
+
+def mask_of(attention_mask: Any, ids: Array) -> Array:
+    """0 at padding and 1 elsewhere, int32 of the shape of ids [B, T]. Raises DataError: TG502 another shape, TG503."""
+    mask = array_of("attention_mask", attention_mask)
+    mask = mask[None] if mask.ndim == 1 else mask
+    if mask.shape != ids.shape:
+        text = f"attention_mask must have the shape of input_ids, {list(ids.shape)}, not {list(mask.shape)}"
+        raise DataError("TG502", text)
+    return zero_or_one("attention_mask", mask)
 
 
 def tokens(
@@ -126,19 +140,21 @@ def tokens(
 
     Greedy unless a temperature, top_k or top_p is given; temperature 0 is greedy too. A row that has ended goes on with
     `pad_token_id`. eos and pad default to the model's. Where the prompt has padding and no mask is given, the mask
-    is read off it, and positions go on from the prompt's last column, as in transformers: padding belongs on the left. Raises as `Session.feed`, DataError[TG511] for a malformed prompt,
-    ModelError[TG917] for a setting out of range, [TG919] for a model that is no decoder.
+    is read off it, and positions go on from the prompt's last column, as in transformers: padding belongs on the left.
+    Raises as `Session.feed`, DataError: TG511 a malformed prompt, TG502 and TG503 a malformed mask; ModelError: TG917
+    a setting of the wrong kind or out of range, TG919 a model that is no decoder.
     """
     if not isinstance(net.model, Decoder):
         raise ModelError("TG919", f"generation is for decoders alone, not for {type(net.model).__name__}")
     ids = prompt_of(input_ids)
     B, T = ids.shape
-    check_sampling(max_new_tokens, temperature, top_k, top_p)
+    check_settings(locals())
+    check_id(net, "pad_token_id", pad_token_id)
     sampled = any(v is not None for v in (temperature, top_k, top_p)) if do_sample is None else do_sample
     ends = net.token_ids("eos_token_id") if eos_token_id is None else np.atleast_1d(eos_token_id).tolist()
     pads = net.token_ids("pad_token_id") if pad_token_id is None else [pad_token_id]
     if attention_mask is not None:
-        mask = (np.asarray(attention_mask) != 0).reshape(-1, T).astype(np.int32)
+        mask = mask_of(attention_mask, ids)
     elif pads and pads[0] not in ends and (ids == pads[0]).any():
         mask = (ids != pads[0]).astype(np.int32)
     else:
@@ -146,7 +162,7 @@ def tokens(
     positions = np.where(mask == 1, mask.cumsum(1) - 1, 0)
     check_length(net, int(mask.sum(1).max(initial=0)) + max(0, max_new_tokens - 1))
     rng = np.random.default_rng(seed)
-    masked, capacity = not mask.all(), _capacity(T + min(max_new_tokens, 64))
+    masked, capacity = not mask.all(), _capacity(T + min(int(max_new_tokens), 64))
     session, renewed_after = Session(net, B, masked=masked, capacity=capacity), net.model.plan.renewed_after
     running = np.ones(B, bool)
     for _ in range(max_new_tokens):
@@ -172,6 +188,7 @@ def _capacity(length: int) -> int:
 
 def generate(net: Net, input_ids: Any, max_new_tokens: int = 20, **settings: Any) -> Array:
     """Prompt and continuation, int64 [B, T + new], as transformers' `generate` returns them. Settings: see `tokens`."""
+    check_names(settings)
     ids = prompt_of(input_ids).astype(np.int64)
     new = [t.astype(np.int64)[:, None] for t in tokens(net, ids, max_new_tokens, **settings)]
     return np.concatenate([ids, *new], axis=1)
@@ -179,6 +196,7 @@ def generate(net: Net, input_ids: Any, max_new_tokens: int = 20, **settings: Any
 
 def stream(net: Net, text: str, max_new_tokens: int = 20, **settings: Any) -> Iterator[str]:
     """The continuation of a text, piece by piece as it is made; ends at an end-of-text id. Settings: see `tokens`."""
+    check_names(settings)
     tokenizer = net.need_tokenizer()
     ids = tokenizer.encode(text)
     pieces = tokenizer.stream(ids)
@@ -192,16 +210,58 @@ def stream(net: Net, text: str, max_new_tokens: int = 20, **settings: Any) -> It
         yield piece
 
 
-def check_sampling(count: int, temperature: float | None, top_k: int | None, top_p: float | None) -> None:
-    """Raise ModelError[TG917] for a setting out of range."""
-    for name, value, fine, want in (
-        ("max_new_tokens", count, count >= 0, "0 or more"),
-        ("temperature", temperature, temperature is None or temperature >= 0, "0 or more"),
-        ("top_k", top_k, top_k is None or top_k >= 1, "1 or more"),
-        ("top_p", top_p, top_p is None or 0 < top_p <= 1, "more than 0 and at most 1"),
-    ):
-        if not fine:
-            raise ModelError("TG917", f"{name} must be {want}, not {value}")
+Check = tuple[str, Callable[[Any], bool]]
+
+
+def _whole(least: int) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, Integral) and not isinstance(v, bool) and v >= least
+
+
+def _real(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v) and holds(v)
+
+
+def _ids(value: Any) -> bool:
+    several = value if isinstance(value, (list, tuple)) else np.ravel(value).tolist()
+    return all(isinstance(v, Integral) and not isinstance(v, bool) for v in several)
+
+
+# What each setting may be. Those whose default is None may be None, too.
+SETTINGS: dict[str, Check] = {
+    "max_new_tokens": ("a whole number, 0 or more", _whole(0)),
+    "temperature": ("a number, 0 or more", _real(lambda v: v >= 0)),
+    "top_k": ("a whole number, 1 or more", _whole(1)),
+    "top_p": ("a number, more than 0 and at most 1", _real(lambda v: 0 < v <= 1)),
+    "seed": ("a whole number, 0 or more", _whole(0)),
+    "do_sample": ("True or False", lambda v: isinstance(v, bool)),
+    "eos_token_id": ("an id or several", _ids),
+    "pad_token_id": ("an id", _whole(0)),
+}
+ALWAYS = ("max_new_tokens", "seed")
+
+
+def check_settings(given: Mapping[str, Any]) -> None:
+    """Raise ModelError[TG917] for a setting of the wrong kind or out of range."""
+    for name, (wanted, holds) in SETTINGS.items():
+        value = given[name]
+        if not (value is None and name not in ALWAYS) and not holds(value):
+            raise ModelError("TG917", f"{name} must be {wanted}, not {value!r}")
+
+
+def check_names(settings: Mapping[str, Any]) -> None:
+    """Raise ModelError[TG917] for settings that there are not."""
+    known = (*SETTINGS, "attention_mask")
+    if unknown := [name for name in settings if name not in known]:
+        near = difflib.get_close_matches(unknown[0], known, 3)
+        hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known)}"
+        raise ModelError("TG917", f"generation has no setting {unknown[0]!r}", hint=hint)
+
+
+def check_id(net: Net, name: str, value: Any) -> None:
+    """Raise ModelError[TG917] for an id beyond the vocabulary."""
+    V = evaluate(net.model.plan.V, net.model.binding)
+    if value is not None and value >= V:
+        raise ModelError("TG917", f"{name} = {value} is not in the vocabulary of {V}")
 
 
 def choose(

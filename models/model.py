@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from tensorgraph import dtypes
 from tensorgraph.dims import Dim, Shape, dims, show_shape
 from tensorgraph.errors import DataError
@@ -15,6 +17,7 @@ from tensorgraph.tensor import Tensor
 if TYPE_CHECKING:
     from .lora import LoRA
 
+Array = np.ndarray[Any, np.dtype[Any]]
 Spec = tuple[Shape, Any]
 
 
@@ -85,6 +88,23 @@ class Model(Module):
         return next(p.dtype for _, m in self.modules() for p in m.__dict__.values() if hasattr(p, "trained"))
 
 
+def array_of(name: str, value: Any) -> Array:
+    """The array that a value handed in as `name` is. Raises DataError[TG503] for rows of different lengths and such."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):
+        text = f"{name} is no array: a {type(value).__name__} that NumPy cannot read"
+        nested = isinstance(value, (list, tuple))
+        raise DataError("TG503", text, hint="rows must be equally long: pad them" if nested else None) from None
+
+
+def zero_or_one(name: str, mask: Array) -> Array:
+    """int32, 1 where the mask is not 0. Raises DataError[TG503] for what is no number."""
+    if mask.dtype.kind not in "biuf":
+        raise DataError("TG503", f"{name} must be 0 or 1, not {mask.dtype}")
+    return (mask != 0).astype(np.int32)
+
+
 def ids(*names: str) -> dict[str, Spec]:
     """Specs of inputs of whole numbers [B, T]."""
     return {name: (dims("B T"), "int32") for name in names}
@@ -102,4 +122,4 @@ def under(ours: str, theirs: str, names: Iterable[tuple[str, str]]) -> tuple[tup
     return tuple((ours + a, theirs + b) for a, b in names)
 
 
-__all__ = ["Model", "Spec", "belongs", "ids", "under"]
+__all__ = ["Model", "Spec", "array_of", "belongs", "ids", "under", "zero_or_one"]

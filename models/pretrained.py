@@ -14,7 +14,7 @@ from tensorgraph.autodiff import vjp
 from tensorgraph.compile import compile
 from tensorgraph.dims import Shape, evaluate, show_shape
 from tensorgraph.dtypes import dtype as to_dtype
-from tensorgraph.errors import CheckpointError, ModelError, StateError
+from tensorgraph.errors import CheckpointError, DataError, ModelError, StateError
 from tensorgraph.graph import Graph
 from tensorgraph.io import gguf as gguf_files
 from tensorgraph.io import safetensors
@@ -26,7 +26,7 @@ from tensorgraph.tensor import Tensor
 from . import architecture, gguf, lora, modes, presets, stacked
 from . import generate as generation
 from .architecture import Architecture
-from .model import Model
+from .model import Model, array_of, zero_or_one
 from .tokenizer import FILE as TOKENIZER
 from .tokenizer import Tokenizer
 
@@ -96,7 +96,7 @@ class Net:
         Raises as calling, and ModelError[TG916] without labels or cotangents.
         """
         arrays, names = self._arrays(inputs)
-        given, wrt = {k: np.asarray(v) for k, v in (cotangents or {}).items()}, tuple(wrt_inputs)
+        given, wrt = {k: array_of(k, v) for k, v in (cotangents or {}).items()}, tuple(wrt_inputs)
         key = ("gradients", names, tuple(sorted(given)), wrt)
         step = self.compiled(key, lambda: self._compile(self._gradients(names, tuple(given), wrt)))
         used = {k: v for k, v in arrays.items() if k in step.graph.inputs}  # an output need not depend on all inputs
@@ -176,9 +176,12 @@ class Net:
         """The arrays, and the names of all inputs: theirs and those of flags that are true."""
         flags = [name for name in self.model.flags if inputs.get(name)]
         given = {name: value for name, value in inputs.items() if name not in self.model.flags}
-        arrays = {name: np.asarray(value) for name, value in given.items() if value is not None}
+        arrays = {name: array_of(name, value) for name, value in given.items() if value is not None}
+        for name, array in arrays.items():
+            if not array.size:
+                raise DataError("TG502", f"{name} is empty: {list(array.shape)}")
         if "attention_mask" in arrays:
-            arrays["attention_mask"] = (arrays["attention_mask"] != 0).astype(np.int32)
+            arrays["attention_mask"] = zero_or_one("attention_mask", arrays["attention_mask"])
         ids, places = arrays.get("input_ids"), arrays.get("position_ids")
         if ids is not None and ids.ndim == 2:
             if places is not None and places.shape == (1, ids.shape[1]):

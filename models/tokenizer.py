@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -82,8 +83,9 @@ class Tokenizer:
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Ids of a text; `special` adds the bos or eos that the tokenizer asks for.
 
-        Special tokens written in the text become their ids. Raises DataError: TG580 for a lone surrogate, TG582 for a
-        word that is not in a vocabulary of words.
+        The ids are all of the text and no more: padding and truncation that `tokenizer.json` asks for are those of
+        batches. Special tokens written in the text become their ids. Raises DataError: TG580 for a lone surrogate,
+        TG582 for a word that is not in a vocabulary of words, TG583 for what is no text.
         """
         text = _unicode(text)
         try:
@@ -103,7 +105,10 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of ids; bytes that are no character become U+FFFD. Raises DataError[TG581] for an unknown id."""
-        ids = [int(i) for i in ids]
+        try:
+            ids = [operator.index(i) for i in ids]
+        except TypeError:
+            raise DataError("TG581", f"ids must be whole numbers in a row, not {show(ids)}") from None
         for i in ids:
             if not 0 <= i < 1 << 32 or self.backend.id_to_token(i) is None:
                 raise DataError("TG581", f"id {i} has no token: the vocabulary has {self.vocab_size}")
@@ -184,6 +189,9 @@ def _special_id(backend: tokenizers.Tokenizer, token: Any) -> int | None:
 
 
 def _unicode(text: str) -> str:
+    if not isinstance(text, str):
+        hint = "encode one text at a time" if isinstance(text, (list, tuple)) else None
+        raise DataError("TG583", f"a text is wanted, not {show(text)}", hint=hint)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as e:

@@ -171,10 +171,56 @@ BAD = [
     (lambda n: n.generate([[1, 20]], 1), "[TG504] input_ids[0, 1] = 20 is outside [0, 11)"),
     (lambda n: n.generate([]), "[TG511] input_ids must be whole numbers [B, T], not float64 [1, 0]"),
     (lambda n: n.generate([[0.5]]), "[TG511] input_ids must be whole numbers [B, T], not float64 [1, 1]"),
-    (lambda n: n.generate([[1]], -1), "[TG917] max_new_tokens must be 0 or more, not -1"),
-    (lambda n: n.generate([[1]], temperature=-1.0), "[TG917] temperature must be 0 or more, not -1.0"),
-    (lambda n: n.generate([[1]], top_k=0), "[TG917] top_k must be 1 or more, not 0"),
-    (lambda n: n.generate([[1]], top_p=1.5), "[TG917] top_p must be more than 0 and at most 1, not 1.5"),
+    (lambda n: n.generate([[1]], -1), "[TG917] max_new_tokens must be a whole number, 0 or more, not -1"),
+    (lambda n: n.generate([[1]], 2.5), "[TG917] max_new_tokens must be a whole number, 0 or more, not 2.5"),
+    (lambda n: n.generate([[1]], "3"), "[TG917] max_new_tokens must be a whole number, 0 or more, not '3'"),
+    (lambda n: n.generate([[1]], None), "[TG917] max_new_tokens must be a whole number, 0 or more, not None"),
+    (lambda n: n.generate([[1]], temperature=-1.0), "[TG917] temperature must be a number, 0 or more, not -1.0"),
+    (lambda n: n.generate([[1]], temperature="1"), "[TG917] temperature must be a number, 0 or more, not '1'"),
+    (
+        lambda n: n.generate([[1]], temperature=float("nan")),
+        "[TG917] temperature must be a number, 0 or more, not nan",
+    ),
+    (lambda n: n.generate([[1]], top_k=0), "[TG917] top_k must be a whole number, 1 or more, not 0"),
+    (lambda n: n.generate([[1]], top_k=2.5), "[TG917] top_k must be a whole number, 1 or more, not 2.5"),
+    (
+        lambda n: n.generate([[1]], top_p=1.5),
+        "[TG917] top_p must be a number, more than 0 and at most 1, not 1.5",
+    ),
+    (lambda n: n.generate([[1]], seed=-1), "[TG917] seed must be a whole number, 0 or more, not -1"),
+    (lambda n: n.generate([[1]], seed="a"), "[TG917] seed must be a whole number, 0 or more, not 'a'"),
+    (lambda n: n.generate([[1]], do_sample="no"), "[TG917] do_sample must be True or False, not 'no'"),
+    (
+        lambda n: n.generate([[1]], eos_token_id=[1, "b"]),
+        "[TG917] eos_token_id must be an id or several, not [1, 'b']",
+    ),
+    (lambda n: n.generate([[1]], pad_token_id=11), "[TG917] pad_token_id = 11 is not in the vocabulary of 11"),
+    (
+        lambda n: n.generate([[1]], topk=3),
+        "[TG917] generation has no setting 'topk'\n  hint: did you mean top_k, top_p?",
+    ),
+    (
+        lambda n: n.generate([[1]], num_beams=3),
+        "[TG917] generation has no setting 'num_beams'\n"
+        "  hint: there are max_new_tokens, temperature, top_k, top_p, seed, do_sample, eos_token_id, pad_token_id, "
+        "attention_mask",
+    ),
+    (
+        lambda n: n.generate([[1, 2], [3]]),
+        "[TG503] input_ids is no array: a list that NumPy cannot read\n  hint: rows must be equally long: pad them",
+    ),
+    (
+        lambda n: n.generate([[1, 2]], attention_mask=[[1, 1, 1]]),
+        "[TG502] attention_mask must have the shape of input_ids, [1, 2], not [1, 3]",
+    ),
+    (
+        lambda n: n.generate([[1, 2], [3, 4]], attention_mask=[1, 1]),
+        "[TG502] attention_mask must have the shape of input_ids, [2, 2], not [1, 2]",
+    ),
+    (
+        lambda n: n.generate([[1, 2]], attention_mask=[["a", "b"]]),
+        "[TG503] attention_mask must be 0 or 1, not <U1",
+    ),
     (lambda n: list(n.stream("a")), "[TG918] there is no tokenizer.json with this model"),
 ]
 HINTS = {

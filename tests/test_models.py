@@ -371,6 +371,30 @@ BAD_CALLS = [
         "                            ^\n"
         "  given: [1, 2]",
     ),
+    ({"input_ids": np.ones((1, 0), int)}, DataError, "[TG502] input_ids is empty: [1, 0]"),
+    (
+        {"input_ids": [[1, 2], [3]]},
+        DataError,
+        "[TG503] input_ids is no array: a list that NumPy cannot read\n  hint: rows must be equally long: pad them",
+    ),
+    (
+        {"input_ids": [[1, 2, 3]], "attention_mask": [["a", "b", "c"]]},
+        DataError,
+        "[TG503] attention_mask must be 0 or 1, not <U1",
+    ),
+    (
+        {"input_ids": [[1, 2, 3]], "labels": [[1, 2]]},
+        DataError,
+        "[TG502] labels: axis 1 has 2, where the graph has T = 3\n"
+        "    labels : i32[B, T]    WHERE\n"
+        "                    ^\n"
+        "  given: [1, 2]",
+    ),
+    (
+        {"input_ids": [[1, 2, 3]], "labels": [[1.0, 2.0, 3.0]]},
+        DataError,
+        "[TG503] labels must be int32, not float64\n    labels : i32[B, T]    WHERE",
+    ),
     ({"labels": [[1, 2]]}, DataError, "[TG501] no value given for input_ids\n  input_ids: i32[B, T]"),
     (
         {"input_ids": [[1]], "token_ids": [[1]]},

@@ -232,6 +232,14 @@ def test_wrong_text_and_ids_are_refused_in_words(trained: Tokenizer) -> None:
     assert message(DataError, lambda: trained.stream().push(400)) == (
         "[TG581] id 400 has no token: the vocabulary has 400"
     )
+    for ids, shown in (("12", "'12'"), (1.5, "1.5"), ([[1, 2]], "[[1, 2]]"), ([1.0], "[1.0]")):
+        assert message(DataError, lambda ids=ids: trained.decode(ids)) == (  # type: ignore[misc]
+            f"[TG581] ids must be whole numbers in a row, not {shown}"
+        )
+    assert message(DataError, lambda: trained.encode(["a", "b"])) == (  # type: ignore[arg-type]
+        "[TG583] a text is wanted, not ['a', 'b']\n  hint: encode one text at a time"
+    )
+    assert message(DataError, lambda: trained.encode(None)) == "[TG583] a text is wanted, not None"  # type: ignore[arg-type]
     assert message(ModelError, lambda: Tokenizer.train_bpe(["a"], 256)) == (
         "[TG982] vocab_size 256 is too small: 256 bytes and '<|endoftext|>' need 257"
     )
