@@ -573,8 +573,10 @@ def _bind(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[A
     if not kwargs and not op.attrs and not op.variadic and len(args) == len(op.params) and not op.has_optional:
         return list(args), {}
     if op.variadic:
+        first = 1 if op.attrs and args and isinstance(args[0], str) else 0  # einsum's letters, before its tensors
+        rest: list[Any] = list(args[:first])
+        args = args[first:]
         values = list(args[0]) if len(args) == 1 and isinstance(args[0], (list, tuple)) else list(args)
-        rest: list[Any] = []
     else:
         values, rest = list(args), []
         n = len(op.inputs)
@@ -600,8 +602,9 @@ def _bind(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[A
             raise _missing_argument(op, p.name)
         else:
             attrs[p.name] = p.default
-    given = {p.name for p in (*op.inputs[: len(args) - len(rest)], *op.attrs[: len(rest)])}
-    if twice := [n for n in kwargs if n in given and not op.variadic]:
+    positional = () if op.variadic else op.inputs[: len(args) - len(rest)]
+    given = {p.name for p in (*positional, *op.attrs[: len(rest)])}
+    if twice := [n for n in kwargs if n in given]:
         raise OpError("TG255", f"{op.name}: argument {twice[0]!r} is given twice", notes=[f"{op.name}{_signature(op)}"])
     unknown = kwargs.keys() - {p.name for p in op.params}
     if unknown:

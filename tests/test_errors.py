@@ -271,7 +271,7 @@ ShapeError[TG112] squeeze: the size of axis 1 is 'T', not 1
     ),
     "stack": (lambda: tg.stack([]), "OpError[TG255] stack: no tensors given"),
     "einsum": (
-        lambda: tg.einsum(x, w, spec="btd,df->btf"),
+        lambda: tg.einsum("btd,df->btf", x, w),
         """
 ShapeError[TG117] einsum: d is 'e1' and 'f1'
     x : f32[B, T, e1]    @x

@@ -369,3 +369,16 @@ def test_the_gradient_sees_the_same_draw():
     out = tg.compile({"y": y, "g": tg.grad(y.sum(), x)})(x=np.ones(1000, "f4"), seed=0)
     np.testing.assert_array_equal(out["y"], out["g"])
     assert abs(float((out["y"] == 0).mean()) - 0.25) < 5 * (0.25 * 0.75 / 1000) ** 0.5
+
+
+def test_einsum_takes_its_letters_first_as_numpy_does():
+    x, w = tg.input("x", tg.dims("B d")), tg.input("w", tg.dims("d f"))
+    assert tg.einsum("bd,df->bf", x, w) is tg.einsum(x, w, spec="bd,df->bf")
+    with pytest.raises(tg.OpError, match="'spec' is given twice"):
+        tg.einsum("bd,df->bf", x, w, spec="bd,df->bf")
+
+
+@pytest.mark.parametrize(("index", "what"), [([0, 1], "a list"), (np.array([0, 1]), "an array")])
+def test_arrays_do_not_index(index, what):
+    with pytest.raises(tg.OpError, match=f"{what} cannot index a tensor"):
+        tg.input("x", (3,))[index]

@@ -167,7 +167,7 @@ def _letters(xs: Any, spec: str) -> dict[str, Dim]:
     ],
 )
 def einsum(*xs: Tensor, spec: str) -> Tensor:
-    """Products summed over shared letters: `einsum(x, w, spec="btd,df->btf")`."""
+    """Products summed over shared letters: `einsum("btd,df->btf", x, w)`."""
 
 
 @einsum.forward

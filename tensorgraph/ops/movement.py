@@ -6,6 +6,8 @@ import builtins
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
+
 from .. import dims
 from ..dims import Dim, Shape
 from ..errors import OpError, ShapeError
@@ -317,8 +319,9 @@ def _(g: Tensor, y: Tensor, x: Tensor, widths: Any) -> Any:
 def getitem(x: Tensor, index: Any) -> Tensor:
     """`x[1, :, None, ..., a:b]`: ints, ranges, None and one Ellipsis. Tensors as indices are `tg.take`."""
     index = index if isinstance(index, tuple) else (index,)
-    if any(isinstance(i, Tensor) for i in index):
-        raise OpError("TG256", "a tensor cannot index a tensor", hint="tg.take(x, ids, axis) gathers rows")
+    if arrays := [i for i in index if isinstance(i, (Tensor, np.ndarray, list))]:
+        what = "a tensor" if isinstance(arrays[0], Tensor) else "a list" if isinstance(arrays[0], list) else "an array"
+        raise OpError("TG256", f"{what} cannot index a tensor", hint="tg.take(x, ids, axis) gathers rows")
     used = builtins.sum(i is not None and i is not Ellipsis for i in index)
     if used > x.ndim or builtins.sum(i is Ellipsis for i in index) > 1:
         raise ShapeError("TG114", f"{used} indices for {x.ndim} axes", operands=[operand(x, "x")])
