@@ -29,6 +29,7 @@ from .nn import Module, ModuleList, Parameter
 from .op import Bad, InputSpec, S, bools, ids, op
 from .ops import *  # noqa: F403
 from .optim import adamw
+from .passes.remat import checkpoint
 from .tensor import Tensor, _hooks, scope
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ __all__ = [
     "bools",
     "check_function",
     "check_grads",
+    "checkpoint",
     "compile",
     "dim",
     "dims",

@@ -11,15 +11,18 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from . import autodiff, dims, dtypes, interpret, xp
+from . import cost as costs
 from .backends import c as c_backend
 from .backends import cpu
 from .backends import numpy as numpy_backend
-from .errors import BackendError, DataError, GradError, GraphError, StateError, TensorgraphError
+from .cost import Cost
+from .errors import BackendError, DataError, GradError, GraphError, SizeError, StateError, TensorgraphError
 from .graph import Graph
 from .op import operand
 from .optim import Optimizer
 from .passes import fuse, memory, orient, rewrite
 from .passes import program as programs
+from .passes import remat as remats
 from .tensor import Tensor, _hooks, as_tensor
 
 BACKENDS = ("auto", "numpy", "c", "cupy")
@@ -36,6 +39,8 @@ def compile(
     debug: str | None = None,
     trace: str | Path | None = None,
     strict: bool = False,
+    remat: str = "none",
+    memory_limit: int | None = None,
     name: str = "graph",
 ) -> Any:
     """A function of arrays that computes `outputs` (a tensor, a list or a dict of tensors, or a Graph).
@@ -47,7 +52,11 @@ def compile(
     `debug="nonfinite"`: the first node that produces nan or inf is an error. `trace`: a folder for each pass.
     `strict`: generated C rounds every operation by itself and takes exp and tanh from libm; by default it fuses
     multiply-add and uses polynomials. Both give the same bits from run to run, for any number of threads.
-    Raises BackendError[TG700] for an unknown backend, [TG704] for "c" without a C compiler.
+    `remat`: forward values that backward reads are kept ("none") or computed again, layer by layer ("block"), also the
+    layers' own inputs ("full"), or for as few layers as bring the peak under "budget=2GB" (which needs `binding`).
+    `memory_limit`: bytes that a call may need in all; by default what the system has free.
+    Raises BackendError[TG700] for an unknown backend, [TG704] for "c" without a C compiler, [TG712] for an unknown
+    `remat`, [TG713] for a budget that cannot be met; the call, [TG710] where it would not fit in memory.
     """
     if backend not in BACKENDS:
         raise BackendError("TG700", f"unknown backend {backend!r}", hint="one of " + ", ".join(BACKENDS))
@@ -56,7 +65,9 @@ def compile(
     if backend == "c":
         cpu.need_compiler()
     chosen = "numpy" if backend == "auto" else backend
-    options = _Options(chosen, dims.binding(binding) if binding else {}, debug, trace, name, strict)
+    remats.mode(remat)
+    sizes = dims.binding(binding) if binding else {}
+    options = _Options(chosen, sizes, debug, trace, name, strict, remat, memory_limit)
     if isinstance(outputs, Graph):
         outputs, options = outputs.outputs, options._replace(name=outputs.name)
     tree, flat = _flatten(outputs)
@@ -81,6 +92,8 @@ class _Options(NamedTuple):
     trace: str | Path | None
     name: str
     strict: bool = False
+    remat: str = "none"
+    memory_limit: int | None = None
 
 
 def _flatten(outputs: Any) -> tuple[Any, dict[str, Tensor]]:
@@ -135,10 +148,8 @@ class Compiled:
                     operands=[operand(flat[out], out), operand(by_key[leaf], leaf)],
                 )
         self.donate = {out: by_key[leaf] for out, leaf in donate.items()}
-        self.outputs = self._passes(dict(flat))
-        self.program = programs.lower(self.outputs, self.keys, self.donate)
-        if options.backend == "c":
-            self.program = fuse.fuse(self.program, c_backend.MAPS, c_backend.SPECIAL)
+        self._plain = self._passes(dict(flat))
+        self.choice, self.outputs, self.program = self._rematerialised()
         self.results = [n for n in self.program.outputs if n not in self.program.donated]
         self._bound: dict[tuple[Any, ...], Any] = {}
         self._lock = threading.Lock()  # one arena per binding: calls take turns
@@ -170,6 +181,50 @@ class Compiled:
             self._trace(i, name, outputs)
         return outputs
 
+    def _lower(self, outputs: dict[str, Tensor]) -> programs.Program:
+        program = programs.lower(outputs, self.keys, self.donate)
+        return fuse.fuse(program, c_backend.MAPS, c_backend.SPECIAL) if self.options.backend == "c" else program
+
+    def _rematerialised(self) -> tuple[remats.Choice, dict[str, Tensor], programs.Program]:
+        """The graph with what is computed again, and its program. Raises BackendError[TG713]; SizeError for a budget
+        without sizes."""
+        kind, budget = remats.mode(self.options.remat)
+        choices = remats.choices(self._plain) if kind != "none" else [remats.Choice()]
+
+        def at(choice: remats.Choice) -> tuple[remats.Choice, dict[str, Tensor], programs.Program]:
+            outputs = remats.remat(self._plain, choice)
+            return choice, outputs, self._lower(outputs)
+
+        if budget is None:
+            layers = [c for c in choices if c.stride == 1]
+            found = at({"none": choices[0], "block": layers[-1], "full": choices[-1]}[kind])
+        else:
+            found = self._within(budget, choices, at)
+        if found[1] is not self._plain:
+            self._trace(10, "remat", found[1])
+        return found
+
+    def _within(self, budget: int, choices: list[remats.Choice], at: Callable[[remats.Choice], Any]) -> Any:
+        """The first choice whose peak is within the budget, by halving: each needs no more memory than those before."""
+        low, high, best = 0, len(choices) - 1, None
+        while low <= high:
+            middle = (low + high) // 2 if best is not None or low else low
+            found = at(choices[middle])
+            report = self._memory(found[2], self.options.binding)
+            if report.peak <= budget:
+                best, high = found, middle - 1
+            else:
+                low = middle + 1
+        if best is None:
+            raise BackendError(
+                "TG713",
+                f"{self.options.name} needs {report.peak / 1e6:,.1f} MB even with {found[0]} computed again, "
+                f"and the budget is {budget / 1e6:,.1f} MB",
+                notes=memory.rows(report.largest),
+                hint="smaller sizes, or a lower precision: graph.astype('float32')",
+            )
+        return best
+
     def _trace(self, i: int, name: str, outputs: dict[str, Tensor]) -> None:
         if self.options.trace is None:
             return
@@ -199,18 +254,34 @@ class Compiled:
 
     def memory(self, binding: Any = None) -> MemoryReport:
         """What a call needs, before anything is allocated. Raises SizeError for a size without a value."""
-        values = {**self.options.binding, **dims.binding(binding)}
+        return self._memory(self.program, {**self.options.binding, **dims.binding(binding)})
+
+    def _memory(self, program: programs.Program, values: dict[str, int]) -> MemoryReport:
         self.graph.check_binding(values)
-        plan = memory.plan(self.program, values)
+        plan = memory.plan(program, values)
 
         def total(ts: Any) -> int:
             return sum(dims.evaluate(dims.size(t.shape), values) * t.dtype.size for t in ts)
 
-        given = total(v.node for v in self.program.leaves.values())
-        returned = total(self.program.outputs[n].node for n in self.results)
-        tables = total(v.node for v in self.program.values if v.kind == "table")
-        largest = [(size, t.path or t.op.name, t.where) for size, t in plan.live[:5]]
-        return MemoryReport(plan.arena, given, returned, tables, largest)
+        given = total(v.node for v in program.leaves.values())
+        returned = total(v.node for n, v in program.outputs.items() if n not in program.donated)
+        tables = total(v.node for v in program.values if v.kind == "table")
+        largest = [(size, f"{t.op.name} {t.path}".rstrip(), t.where) for size, t in plan.live[:5]]
+        largest += [(total([v.node]), key, "") for key, v in program.leaves.items()]
+        largest.sort(key=lambda row: -row[0])
+        return MemoryReport(plan.arena, given, returned, tables, largest[:5])
+
+    def cost(self, binding: Any = None) -> Cost:
+        """What the compiled graph costs, after all passes: what is computed again counts under `recomputed`."""
+        return costs.cost(Graph(self.outputs, name=self.options.name, aliases=self.graph.aliases), binding)
+
+    def remat(self, binding: Any = None) -> RematReport:
+        """What computing values again saves and costs, for these sizes."""
+        values = {**self.options.binding, **dims.binding(binding)}
+        flops = [costs.cost(Graph(g), values) for g in (self._plain, self.outputs)]
+        done = [cast("int", c.forward.all) + cast("int", c.backward.all) for c in flops]
+        peaks = [self._memory(p, values).peak for p in (self._lower(self._plain), self.program)]
+        return RematReport(str(self.choice), *done, *peaks)
 
     # -- running
     def __call__(self, params: Mapping[str, Any] | None = None, /, **inputs: Any) -> Any:
@@ -304,8 +375,15 @@ class Compiled:
         binding = self.graph.infer_binding({names[k]: a for k, a in P.items()}, self.options.binding, partial=True)
         self.graph.check_binding(binding)
         ranged = [n for n in self.graph.data_ranges if self.keys[self.graph.inputs[n]] in P]
+        self._refuse(self._memory(self.program, binding), given=True)
         bound = None if self.options.backend == "cupy" else self.lowered.bind(binding)
         return bound, binding, ranged
+
+    def _refuse(self, report: MemoryReport, given: bool) -> None:
+        """Raise BackendError[TG710] if a call would not fit; `given`: what is passed in is there already."""
+        limit = self.options.memory_limit
+        need = report.peak - report.given * (given and limit is None)
+        memory.refuse(self.options.name, need, report.largest, limit)
 
     def repeat(self, P: dict[str, Any], given: Mapping[str, Any]) -> c_backend.Repeat | None:
         """The call just made, made again with nothing but the arrays `given` anew, where a backend has a short way."""
@@ -363,6 +441,7 @@ class MemoryReport(NamedTuple):
     returned: int
     tables: int
     largest: list[tuple[int, str, str]]
+    note: str = ""
 
     @property
     def peak(self) -> int:
@@ -375,7 +454,25 @@ class MemoryReport(NamedTuple):
             f" + parameters, state and inputs {self.given / 1e6:,.1f}"
                  f" + results {self.returned / 1e6:,.1f} + tables {self.tables / 1e6:,.1f}"]  # fmt: skip
         lines += [f"  {size / 1e6:10,.2f} MB  {path}  {where}".rstrip() for size, path, where in self.largest]
+        lines += [self.note] if self.note else []
         return "\n".join(lines)
+
+
+class RematReport(NamedTuple):
+    """What is computed again; FLOPs of a call and its peak in bytes, without that and with it."""
+
+    choice: str
+    flops_before: int
+    flops_after: int
+    peak_before: int
+    peak_after: int
+
+    def __str__(self) -> str:
+        more = self.flops_after / max(1, self.flops_before) - 1
+        return (
+            f"computed again: {self.choice}; peak {self.peak_before / 1e6:,.1f} MB -> {self.peak_after / 1e6:,.1f} MB, "
+            f"FLOPs {self.flops_before / 1e9:,.2f} G -> {self.flops_after / 1e9:,.2f} G ({more:+.1%})"
+        )
 
 
 def _coerce(name: str, a: Any, t: Tensor, donated: bool = False) -> Any:
@@ -499,7 +596,16 @@ class Step:
         return self.compiled.source
 
     def memory(self, binding: Any = None) -> MemoryReport:
-        return self.compiled.memory(binding)
+        report = self.compiled.memory(binding)
+        if self.update.clip is None:
+            return report
+        return report._replace(note="clipping by the global norm keeps all gradients until the last is there")
+
+    def cost(self, binding: Any = None) -> Cost:
+        return self.compiled.cost(binding)
+
+    def remat(self, binding: Any = None) -> RematReport:
+        return self.compiled.remat(binding)
 
     def init(self, params: Any = None, *, seed: int = 0, binding: Any = None) -> State:
         """Fresh state: parameters copied from `params` (a dict by name), or drawn (`seed`); moments zero; step 0.
@@ -507,6 +613,12 @@ class Step:
         Raises StateError[TG602] for missing, unknown or mis-shaped parameters.
         """
         values = {**self.options.binding, **dims.binding(binding)}
+        try:
+            report = self.compiled.memory(values)
+        except SizeError:  # sizes of the batch come with the first call, which is checked in turn
+            pass
+        else:
+            self.compiled._refuse(report, given=False)
         if params is None or isinstance(params, int):
             rng_seed = params if isinstance(params, int) else seed
             params = {n: _draw(n, rng_seed, p, values) for n, p in self.params.items()}

@@ -257,7 +257,7 @@ def _recomputed(graph: Graph) -> set[Tensor]:
     def number(node: Tensor) -> int:
         if not node.inputs and node.op.leaf:
             key: Any = ("leaf", id(node))
-        elif node.op.effect:
+        elif node.op.effect and "identity" not in node.attrs:
             key = ("effect", id(node))
         else:
             attrs = tuple((k, id(v) if isinstance(v, Loop) else _freeze(v)) for k, v in node.attrs.items())

@@ -207,6 +207,7 @@ class _Group:
         self.pieces, self.columns = pieces, columns
         self.size = pieces[0].size
         self.first, self.last = pieces[0].index, pieces[-1].index
+        self.recomputed = pieces[0].kernel.node.scope.kind == "recomputed"  # these come late, and stay by themselves
 
 
 class _Grouping:
@@ -269,7 +270,7 @@ class _Grouping:
 
     # -- joining
     def _join(self, a: _Group, b: _Group) -> bool:
-        if a is b or len(a.pieces) + len(b.pieces) > 96:
+        if a is b or len(a.pieces) + len(b.pieces) > 96 or a.recomputed + b.recomputed == 1:
             return False
         rows: list[Piece] = []
         if not dims.same(a.size, b.size):

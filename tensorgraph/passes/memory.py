@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,16 +82,25 @@ def available() -> int | None:
     return min(found, default=None)
 
 
-def refuse(memory: Plan) -> None:
-    """Raise BackendError[TG710] if an arena is larger than the memory there is, before any of it is allocated."""
-    free = available()
-    if free is not None and memory.arena > free:
-        rows = [f"{size / 1e9:10,.2f} GB  {t.op.name}  {t.path}  {t.where}".rstrip() for size, t in memory.live[:5]]
+def rows(largest: Iterable[tuple[int, str, str]]) -> list[str]:
+    """Lines that name the largest values: (bytes, what, where)."""
+    lines = [f"{size / 1e6:10,.1f} MB  {what}  {where}".rstrip() for size, what, where in largest]
+    return ["the largest alive at once:", *lines]
+
+
+def refuse(name: str, need: int, largest: Iterable[tuple[int, str, str]], limit: int | None = None) -> None:
+    """Raise BackendError[TG710] if `need` bytes more do not fit, before any of them is allocated.
+
+    `limit`: what may be allocated; by default what the system has free. `largest`: (bytes, what, where).
+    """
+    free = available() if limit is None else limit
+    if free is not None and need > free:
+        have = f"{max(free, 0) / 1e6:,.1f} MB are free" if limit is None else f"the limit is {limit / 1e6:,.1f} MB"
         raise BackendError(
             "TG710",
-            f"intermediate values need {memory.arena / 1e9:,.1f} GB, and {max(free, 0) / 1e9:,.1f} GB are free",
-            notes=["the largest alive at once:", *rows],
-            hint="smaller sizes, or a lower precision: graph.astype('float32')",
+            f"{name} needs {need / 1e6:,.1f} MB, and {have}",
+            notes=rows(largest),
+            hint='smaller sizes, remat="block" in training, or a lower precision: graph.astype("bfloat16")',
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 from .. import dims
 from ..autodiff import expanded
@@ -15,9 +16,27 @@ Outputs = dict[str, Tensor]
 Rule = Callable[[Tensor, tuple[Tensor, ...]], "Tensor | None"]
 
 
+_ages: WeakKeyDictionary[Tensor, int] = WeakKeyDictionary()
+
+
+def age(t: Tensor) -> tuple[int, int]:
+    """When a node was made, or that for which a pass put it: passes change no order, whatever was made before them."""
+    return _ages.get(t, t.serial), t.serial
+
+
+def date(t: Tensor, when: int) -> None:
+    """Let a node and what it depends on be no younger than `when`."""
+    stack = [t]
+    while stack:
+        x = stack.pop()
+        if age(x)[0] > when:
+            _ages[x] = when
+            stack += x.inputs
+
+
 def in_order(outputs: Iterable[Tensor]) -> list[Tensor]:
-    """All nodes in the order in which they were made: inputs first, and backward nodes as reverse mode met them."""
-    return sorted(topological(outputs), key=lambda t: t.serial)
+    """All nodes by age: inputs first, and backward nodes as reverse mode met them."""
+    return sorted(topological(outputs), key=age)
 
 
 def transform(outputs: Outputs, rule: Rule) -> Outputs:
@@ -28,6 +47,8 @@ def transform(outputs: Outputs, rule: Rule) -> Outputs:
         swap = rule(t, inputs)
         if swap is None:
             swap = t if inputs == t.inputs else again(t, inputs)
+        if swap is not t:
+            date(swap, age(t)[0])
         new[t] = swap
     return {k: new[v] for k, v in outputs.items()}
 

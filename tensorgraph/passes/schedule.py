@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Iterable, Mapping
 
 from ..tensor import Tensor, topological
+from .rewrite import age
 
 
 def schedule(outputs: Iterable[Tensor], after: Mapping[Tensor, Iterable[Tensor]] | None = None) -> list[Tensor]:
@@ -22,7 +23,7 @@ def schedule(outputs: Iterable[Tensor], after: Mapping[Tensor, Iterable[Tensor]]
         waiting[t] = len(before)
         for b in before:
             users.setdefault(b, []).append(t)
-    ready = [(_rank(t), t.serial, t) for t in nodes if not waiting[t]]
+    ready = [(_rank(t), age(t), t) for t in nodes if not waiting[t]]
     heapq.heapify(ready)
     order: list[Tensor] = []
     while ready:
@@ -31,10 +32,13 @@ def schedule(outputs: Iterable[Tensor], after: Mapping[Tensor, Iterable[Tensor]]
         for u in users.get(t, ()):
             waiting[u] -= 1
             if not waiting[u]:
-                heapq.heappush(ready, (_rank(u), u.serial, u))
+                heapq.heappush(ready, (_rank(u), age(u), u))
     assert len(order) == len(nodes), "orderings make a cycle"
     return order
 
 
 def _rank(t: Tensor) -> int:
-    return 0 if t.scope.kind == "update" or t.op.style == "view" else 1
+    """What is computed again waits its turn even where a view of it is a copy: it is there to come late."""
+    if t.scope.kind == "recomputed":
+        return 1
+    return 0 if t.op.leaf or t.scope.kind == "update" or t.op.style == "view" else 1
