@@ -13,10 +13,11 @@ from tensorgraph.dims import Dim
 from tensorgraph.errors import ModelError
 from tensorgraph.nn import Embedding, LayerNorm, Linear, Module, Parameter
 from tensorgraph.ops.elementwise import tanh, upcast
-from tensorgraph.ops.nn import ACTIVATIONS, cross_entropy
+from tensorgraph.ops.nn import cross_entropy
 from tensorgraph.tensor import Tensor
 
 from . import encoder
+from .activations import ACTIVATIONS
 from .architecture import Architecture, builder
 from .decoder import PositionTable, Sizes, key_mask, whole
 from .model import Model, Spec, belongs, ids, under

@@ -9,10 +9,11 @@ from typing import Any
 from tensorgraph.dims import Dim, canon, dim, mul, symbol_name
 from tensorgraph.errors import ModelError
 from tensorgraph.nn import Embedding, Linear, Module, ModuleList
-from tensorgraph.ops.elementwise import not_equal, sqrt, tanh, upcast
+from tensorgraph.ops.elementwise import equal, not_equal, sqrt, tanh, upcast
 from tensorgraph.ops.leaf import arange, dimension, full
-from tensorgraph.ops.movement import concat, reshape
+from tensorgraph.ops.movement import concat, pad, reshape, unsqueeze
 from tensorgraph.ops.nn import cross_entropy
+from tensorgraph.ops.reduce import cumsum
 from tensorgraph.tensor import Tensor
 
 from .latent import Latent, LatentAttention
@@ -68,6 +69,7 @@ class Plan:
     tied: bool = False
     causal: bool = True  # False: who calls it says which keys each query sees
     padding: int | None = None  # the embedding's row that gets no gradient
+    packed: bool = False  # positions that jump begin another sequence, where no mask is given
     experts: Routing | None = None  # in place of the feed-forward
     latent: Latent | None = None  # in place of heads with keys and values of their own
 
@@ -188,6 +190,8 @@ class Decoder(Model):
             x = x + self.positions(None if first else places, T)
         elif p.positions == "sinusoidal":
             x = x + sinusoidal(places, p.d, x.dtype)
+        if p.packed and position_ids is not None and attention_mask is None and visible is None and cache is None:
+            visible = unsqueeze(packed(position_ids), 1)
         context = Context(
             mask=key_mask(attention_mask) if visible is None else visible, cache=cache, routed=routed, source=source
         )
@@ -239,6 +243,13 @@ def key_mask(attention_mask: Tensor | None) -> Tensor | None:
         return None
     B, S = attention_mask.shape
     return reshape(not_equal(attention_mask, 0), (B, 1, 1, S))
+
+
+def packed(position_ids: Tensor) -> Tensor:
+    """Which positions [B, T, T] are of one sequence: a row whose positions jump holds several."""
+    before, after = position_ids[:, :-1], position_ids[:, 1:]
+    number = pad(cumsum(not_equal(after - before, 1).cast("int32"), axis=1), ((0, 0), (1, 0)))
+    return equal(unsqueeze(number, 2), unsqueeze(number, 1))
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:

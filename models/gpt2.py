@@ -86,6 +86,7 @@ def plan(config: Mapping[str, Any], size: Sizes) -> Plan:
         scale=scale,
         scale_by_layer=by_layer,
         tied=bool(config["tie_word_embeddings"]),
+        packed=config.get("use_cache") is False,
     )
 
 

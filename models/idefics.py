@@ -317,7 +317,7 @@ class Idefics(Model):
                 self.text.embed.weight.trained = False
             elif part == "vision":
                 freeze(self.vision, kept)
-            else:
+            elif not p.text.tied:  # else it is the embedding's
                 self.text.head.weight.trained = False
 
     def specs(self, names: tuple[str, ...]) -> dict[str, Spec]:

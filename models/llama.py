@@ -146,6 +146,8 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     out = {}
     for kind, own in (nested or {FULL: given}).items():
         p = {key: value for key, value in own.items() if value is not None}
+        if nested:  # transformers reads this one beside the layer types
+            p["truncate"] = given.get("truncate", True)
         p["rope_type"] = p.get("rope_type", p.get("type", "default"))
         for key in ("rope_theta", "partial_rotary_factor"):
             if config.get(key) is not None:
@@ -206,6 +208,7 @@ def family(
                 "norm_eps": float(config["rms_norm_eps"]),
                 "activation": config["hidden_act"],
                 "tied": bool(config["tie_word_embeddings"]),
+                "packed": config.get("use_cache") is False,  # a cache hides jumps from transformers
                 "padding": padding % whole(config, "vocab_size") if padding is not None else None,
                 **own,
                 **(parts(config, size) if parts else {}),

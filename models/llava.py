@@ -16,11 +16,11 @@ from tensorgraph.ops.elementwise import equal, maximum, minimum, where
 from tensorgraph.ops.indexing import take
 from tensorgraph.ops.leaf import const, dimension
 from tensorgraph.ops.movement import concat, reshape, unsqueeze
-from tensorgraph.ops.nn import ACTIVATIONS
 from tensorgraph.ops.reduce import cumsum
 from tensorgraph.tensor import Tensor, scope
 
 from . import clip, decoder, gpt2, llama, siglip
+from .activations import ACTIVATIONS
 from .architecture import Architecture, Names, builder
 from .decoder import Decoder, Sizes, next_token_loss
 from .model import Model, Spec, belongs, under
@@ -109,6 +109,11 @@ def parts(
     return reader, text_plan, tower, tower.plan(vision, size.part("vision_config", vision, "_v"))
 
 
+def bare(text: decoder.Plan, tied: bool) -> decoder.Plan:
+    """The decoder with a head of the model's own: what a family adds to its own head is not there."""
+    return replace(text, tied=tied, logit_softcap=None)
+
+
 def plan(config: Mapping[str, Any], size: Sizes) -> Plan:
     """The plan of a LlavaConfig."""
     reader, text, tower, vision = parts(config, size, {"model_type": "llama"}, LLAVA_VISION)
@@ -120,8 +125,9 @@ def plan(config: Mapping[str, Any], size: Sizes) -> Plan:
     if strategy not in ("default", "full"):
         raise ModelError("TG913", f"vision_feature_select_strategy must be default or full, not {strategy!r}")
     tied = bool(config["tie_word_embeddings"]) or text.tied
+    size.fields["n_c"] = "projector_layers"
     return Plan(
-        text=replace(text, tied=tied),
+        text=bare(text, tied),
         vision=vision,
         tower=tower,
         image_token=config.get("image_token_id", config["image_token_index"]),
@@ -144,7 +150,7 @@ def deepseek_plan(config: Mapping[str, Any], size: Sizes) -> Plan:
     reader, text, tower, vision = parts(config, size, {"model_type": "llama"}, {"model_type": "siglip_vision_model"})
     own = tuple((ours, "model.language_model." + theirs.removeprefix("model.")) for ours, theirs in reader.names)
     return Plan(
-        text=replace(text, tied=bool(config["tie_word_embeddings"])),
+        text=bare(text, bool(config["tie_word_embeddings"])),
         vision=vision,
         tower=tower,
         image_token=config["image_token_id"],

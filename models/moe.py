@@ -15,10 +15,11 @@ from tensorgraph.ops.indexing import argsort, segment_sum, sum_along, take, take
 from tensorgraph.ops.leaf import arange, const, dimension, full
 from tensorgraph.ops.linalg import grouped_matmul
 from tensorgraph.ops.movement import expand, reshape, unsqueeze
-from tensorgraph.ops.nn import ACTIVATIONS, linear, softmax
+from tensorgraph.ops.nn import linear, softmax
 from tensorgraph.ops.reduce import max
 from tensorgraph.tensor import Tensor
 
+from .activations import ACTIVATIONS
 from .parts import Context, FeedForward, Routed, choose, retyped
 
 LEAST = -1e30  # below any score

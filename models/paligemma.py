@@ -7,14 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from tensorgraph.errors import ModelError
-from tensorgraph.ops.elementwise import equal, less_equal, not_equal
+from tensorgraph.ops.elementwise import equal, less_equal
 from tensorgraph.ops.leaf import arange
-from tensorgraph.ops.movement import pad, reshape, unsqueeze
-from tensorgraph.ops.reduce import cumsum
+from tensorgraph.ops.movement import reshape, unsqueeze
 from tensorgraph.tensor import Tensor
 
 from .architecture import Architecture, builder
-from .decoder import Sizes, key_mask, whole
+from .decoder import Sizes, key_mask, packed, whole
 from .llava import OTHERS, Llava, Plan, parts
 from .model import Spec, ids, under
 
@@ -101,13 +100,6 @@ class PaliGemma(Llava):
         places = arange(size=T) + 1 if position_ids is None else position_ids
         see = see if mask is None else see & mask
         return super().forward(input_ids, pixel_values, labels, position_ids=places, visible=see)
-
-
-def packed(position_ids: Tensor) -> Tensor:
-    """Which positions [B, T, T] are of one sequence: a row whose positions jump holds several."""
-    before, after = position_ids[:, :-1], position_ids[:, 1:]
-    number = pad(cumsum(not_equal(after - before, 1).cast("int32"), axis=1), ((0, 0), (1, 0)))
-    return equal(unsqueeze(number, 2), unsqueeze(number, 1))
 
 
 ARCHITECTURES = {

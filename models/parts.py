@@ -30,9 +30,11 @@ from tensorgraph.ops.elementwise import (
 from tensorgraph.ops.indexing import update_slice
 from tensorgraph.ops.leaf import arange, const, dimension, input
 from tensorgraph.ops.movement import concat, reshape, split, stack, swapaxes, unsqueeze
-from tensorgraph.ops.nn import ACTIVATIONS, attention, linear, rope
+from tensorgraph.ops.nn import attention, linear, rope
 from tensorgraph.ops.reduce import max
 from tensorgraph.tensor import Tensor, scope
+
+from .activations import ACTIVATIONS
 
 Rotation = tuple[Tensor, Tensor]
 

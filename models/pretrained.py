@@ -83,7 +83,7 @@ class Net:
         """
         arrays, names = self._arrays(inputs)
         step = self.compiled(("outputs", names), lambda: self._compile(self._outputs(names)))
-        result: dict[str, Array] = step(self.values(), **arrays)
+        result: dict[str, Array] = step(self.values(), **used(step, arrays))
         return result
 
     def value_and_grad(
@@ -99,8 +99,7 @@ class Net:
         given, wrt = {k: array_of(k, v) for k, v in (cotangents or {}).items()}, tuple(wrt_inputs)
         key = ("gradients", names, tuple(sorted(given)), wrt)
         step = self.compiled(key, lambda: self._compile(self._gradients(names, tuple(given), wrt)))
-        used = {k: v for k, v in arrays.items() if k in step.graph.inputs}  # an output need not depend on all inputs
-        result = step(self.values(), **used, **{f"cotangent.{k}": v for k, v in given.items()})
+        result = step(self.values(), **used(step, arrays), **{f"cotangent.{k}": v for k, v in given.items()})
         return result["value"].item(), stacked.split(result["gradients"])
 
     def trace(self, *names: str, gradients: bool = False) -> Graph:
@@ -329,6 +328,11 @@ class Net:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return {**self.model._repr_mimebundle_(include, exclude), "text/plain": repr(self)}
+
+
+def used(step: Any, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """The arrays that a compiled graph reads: what it returns need not depend on all inputs."""
+    return {name: array for name, array in arrays.items() if name in step.graph.inputs}
 
 
 def _write(path: Path, text: str) -> None:

@@ -11,11 +11,12 @@ from tensorgraph.errors import ModelError
 from tensorgraph.nn import LayerNorm, Linear
 from tensorgraph.ops.elementwise import upcast
 from tensorgraph.ops.movement import squeeze
-from tensorgraph.ops.nn import ACTIVATIONS, cross_entropy, softplus
+from tensorgraph.ops.nn import cross_entropy, softplus
 from tensorgraph.ops.reduce import mean
 from tensorgraph.tensor import Tensor
 
 from . import encoder
+from .activations import ACTIVATIONS
 from .architecture import Architecture, builder
 from .decoder import Sizes
 from .encoder import Image, ImageEmbedding, image_of

@@ -348,7 +348,7 @@ ERRORS = [
     (lambda: build("gpt2", n_layer="12"), "ModelError[TG913] n_layer must be a positive whole number, not '12'"),
     (
         lambda: build("gpt2", activation_function="gelo"),
-        "ModelError[TG912] unknown activation 'gelo'\n  hint: did you mean gelu, relu, gelu_new?",
+        "ModelError[TG912] unknown activation 'gelo'\n  hint: did you mean gelu, gelu_10, gelu_python?",
     ),
     (
         lambda: build("gpt2", add_cross_attention=True),

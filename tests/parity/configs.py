@@ -50,16 +50,12 @@ EVERY_BATCH = tuple(BATCHES)
 
 @dataclass(frozen=True)
 class Config:
-    """A transformers class with keyword arguments of its config, and the batches it is run on.
-
-    `later` names what the engine must learn before the case is run; None: now.
-    """
+    """A transformers class with keyword arguments of its config, and the batches it is run on."""
 
     cls: str
     settings: Mapping[str, Any]
     batches: tuple[str, ...] = ("plain",)
     seed: int = 0
-    later: str | None = None
 
 
 # No token ends generation unless a test says so: transformers' defaults are ids of the full vocabularies.
@@ -98,6 +94,18 @@ def rope(**parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": 10000.0} | parameters}
 
 
+# Activations that few models use.
+RARE = [
+    "gelu_10",
+    "gelu_accurate",
+    "gelu_fast",
+    "gelu_python",
+    "gelu_python_tanh",
+    "hardswish",
+    "laplace",
+    "leaky_relu",
+]
+RARE += ["linear", "mish", "quick_gelu", "relu2", "relu6", "sigmoid", "swish"]
 CONFIGS: dict[str, Config] = {
     "gpt2-tied": gpt2(1, EVERY_BATCH),
     "gpt2-untied": gpt2(2, ("plain", "left"), tie_word_embeddings=False),
@@ -164,30 +172,26 @@ CONFIGS: dict[str, Config] = {
         ),
     ),
     "llama-one-layer": llama(43, num_hidden_layers=1),
-    # Prepared for the architectures that follow; the window is shorter than the batch is long.
-    "mistral-window": Config(
-        "MistralForCausalLM", LLAMA | {"sliding_window": 4}, EVERY_BATCH, 50, later="Mistral's sliding window"
-    ),
+    # Without a cache the reference takes positions that jump for the beginning of another sequence.
+    "llama-packed": llama(44, ("plain", "restart", "spaced", "left-positions"), use_cache=False),
+    "gpt2-packed": gpt2(45, ("restart",), use_cache=False),
+    **{f"gpt2-{name}": gpt2(400 + i, n_layer=1, activation_function=name) for i, name in enumerate(RARE)},
+    # The window is shorter than the batch is long.
+    "mistral-window": Config("MistralForCausalLM", LLAMA | {"sliding_window": 4}, EVERY_BATCH, 50),
     "mistral-head-dim": Config(
         "MistralForCausalLM",
         LLAMA | {"sliding_window": 3, "head_dim": 10, "hidden_size": 18, "tie_word_embeddings": True},
         ("plain", "left"),
         51,
-        later="Mistral's sliding window",
     ),
-    "mistral-full": Config(
-        "MistralForCausalLM", LLAMA | {"sliding_window": None}, ("plain", "left"), 52, later="Mistral"
-    ),
-    "qwen2-tied": Config(
-        "Qwen2ForCausalLM", LLAMA | {"tie_word_embeddings": True}, ("plain", "left"), 53, later="Qwen2"
-    ),
-    "qwen2-untied": Config("Qwen2ForCausalLM", LLAMA | {"num_key_value_heads": 3}, ("plain",), 54, later="Qwen2"),
+    "mistral-full": Config("MistralForCausalLM", LLAMA | {"sliding_window": None}, ("plain", "left"), 52),
+    "qwen2-tied": Config("Qwen2ForCausalLM", LLAMA | {"tie_word_embeddings": True}, ("plain", "left"), 53),
+    "qwen2-untied": Config("Qwen2ForCausalLM", LLAMA | {"num_key_value_heads": 3}, ("plain",), 54),
     "qwen2-window": Config(
         "Qwen2ForCausalLM",
         LLAMA | {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1, "num_hidden_layers": 3},
         ("plain", "left"),
         55,
-        later="Qwen2",
     ),
 }
 

@@ -242,6 +242,18 @@ VISION |= {
         images=1,
     ),
     "llava-qwen": llava(176, {"model_type": "qwen2", "tie_word_embeddings": True}, images=2),
+    # The head is LLaVA's own: Gemma's soft cap of the logits is not there.
+    "llava-gemma2": llava(
+        179,
+        {
+            "model_type": "gemma2",
+            "head_dim": 10,
+            "hidden_size": 18,
+            "final_logit_softcapping": 1.5,
+            "sliding_window": 3,
+        },
+        images=2,
+    ),
     "llava-no-labels": llava(177, batch=SPACED),
     "llava-no-image": llava(178, images=0),
     "deepseek-vl": deepseek(180),
@@ -308,6 +320,8 @@ VISION |= {
     "idefics-frozen": idefics(
         206, num_hidden_layers=2, freeze_text_layers=True, freeze_vision_layers=True, perceiver_config=RESAMPLER
     ),
+    # A tied head is the embedding, which is not frozen with it.
+    "idefics-frozen-tied": idefics(208, num_hidden_layers=2, freeze_lm_head=True, tie_word_embeddings=True),
     "idefics-frozen-head": idefics(
         207,
         LEFT,

@@ -20,6 +20,7 @@ from .configs import BATCHES, LLAMA, Batch, Config, inputs
 PLAIN = ("plain", "left", "left-positions")
 # Sizes that no two axes share; a window shorter than the batch is long.
 GEMMA: dict[str, Any] = LLAMA | {"head_dim": 10, "hidden_size": 18, "pad_token_id": None}
+FULL, SLIDING = "full_attention", "sliding_attention"
 FOUR_LAYERS = {"num_hidden_layers": 4, "sliding_window": 3}
 
 
@@ -82,6 +83,19 @@ CONFIGS: dict[str, Config] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
         },
         final_logit_softcapping=3.0,
+    ),
+    # The reference looks for `truncate` beside the layer types alone, and within them does not see it.
+    "gemma3-yarn": family(
+        "Gemma3ForCausalLM",
+        83,
+        GEMMA,
+        ("plain",),
+        **FOUR_LAYERS,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        rope_parameters={
+            kind: {"rope_type": "yarn", "factor": 4.0, "rope_theta": 500.0, "truncate": False}
+            for kind in (FULL, SLIDING)
+        },
     ),
     "gemma3-bias": family("Gemma3ForCausalLM", 77, GEMMA, attention_bias=True, query_pre_attn_scalar=5),
     "phi3": family("Phi3ForCausalLM", 78, PHI3),

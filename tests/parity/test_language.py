@@ -24,9 +24,6 @@ from .configs import BATCHES, CONFIGS, cases, inputs
 # (outputs and loss, gradients), in the measure of reference.relative_error.
 BOUNDS = {"float64": (1e-9, 1e-9), "float32": (1e-5, 1e-4)}
 
-NOW = [(name, batch) for name, batch in cases() if CONFIGS[name].later is None]
-LATER = [(name, batch) for name, batch in cases() if CONFIGS[name].later is not None]
-
 
 @functools.cache
 def model_of(name: str) -> Any:
@@ -75,15 +72,9 @@ def check(net, arrays, ref: R.Reference, dtype: str, rename=lambda name: name) -
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
-@pytest.mark.parametrize(("name", "batch"), NOW)
+@pytest.mark.parametrize(("name", "batch"), cases())
 def test_outputs_loss_and_gradients(name, batch, dtype, net_of):
     check(net_of(name, dtype), inputs_of(name, batch), reference_of(name, batch), dtype)
-
-
-@pytest.mark.skipif(not LATER, reason="no configuration is waiting")
-@pytest.mark.parametrize(("name", "batch"), LATER)
-def test_configurations_that_wait(name, batch):
-    pytest.skip(f"not yet: {CONFIGS[name].later}")
 
 
 def test_gradients_are_named_as_in_the_file(net_of, folder_of):
