@@ -214,7 +214,7 @@ Check = tuple[str, Callable[[Any], bool]]
 
 
 def _whole(least: int) -> Callable[[Any], bool]:
-    return lambda v: isinstance(v, Integral) and not isinstance(v, bool) and v >= least
+    return lambda v: isinstance(v, Integral) and not isinstance(v, bool) and int(v) >= least
 
 
 def _real(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
