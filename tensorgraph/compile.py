@@ -81,6 +81,9 @@ def compile(
         flat.update({f"captured/{k}": t for k, t in captured.items()})
         tree = {"value": tree, "captured": {k: f"captured/{k}" for k in captured}}
     if update is not None:
+        if not isinstance(update, Optimizer):
+            text = f"update must be an optimiser, not {type(update).__name__}"
+            raise GraphError("TG314", text, hint="update=tg.optim.AdamW(lr=3e-4)")
         return Step(flat, tree, update, options)
     return Compiled(flat, tree, options, dict(donate or {}))
 

@@ -12,6 +12,7 @@ from . import xp as namespaces
 from .autodiff import expanded
 from .dtypes import DType
 from .errors import BackendError, DataError
+from .op import Op
 from .tensor import Loop, Tensor, identities, topological
 
 
@@ -37,6 +38,12 @@ def refuse_loop(node: Tensor) -> None:
         )
 
 
+def no_forward(op: Op) -> BackendError:
+    """The error of an op that has neither a forward nor a definition in smaller ops."""
+    hint = f"write one: @{op.name}.forward, a function (xp, *arrays, **attributes)"
+    return BackendError("TG702", f"{op.name} has no forward", hint=hint)
+
+
 def compute(
     node: Tensor,
     args: Iterable[Any],
@@ -59,11 +66,7 @@ def compute(
     refuse_loop(node)
     if op.forward_fn is None:
         if op.body is None:
-            raise BackendError(
-                "TG702",
-                f"{op.name} has no forward",
-                hint=f"write one: @{op.name}.forward, a function (xp, *arrays, **attributes)",
-            )
+            raise no_forward(op)
         inner = expanded(node)
         several = isinstance(inner, tuple)
         values = evaluate(inner if several else [inner], dict(zip(node.inputs, args, strict=True)), binding, xp)

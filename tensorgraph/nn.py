@@ -145,6 +145,12 @@ class Module:
         if component:
             self.component = component
 
+    def __init_subclass__(cls) -> None:
+        if "__call__" in cls.__dict__:  # it would open no scope and give no names
+            text = f"{cls.__name__} defines __call__: a layer defines forward, and is called"
+            raise GraphError("TG305", text, hint="def forward(self, x): ...")
+        super().__init_subclass__()
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise GraphError("TG305", f"{type(self).__name__} has no forward", hint="def forward(self, x): ...")
 

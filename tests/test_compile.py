@@ -466,3 +466,23 @@ def test_two_runs_give_the_same_bits(model):
     one, two = f(**a), f(**a)
     for k in one:
         np.testing.assert_array_equal(one[k], two[k])
+
+
+def test_what_updates_is_an_optimiser():
+    with pytest.raises(tg.GraphError) as e:
+        tg.compile(tg.param("w", (2,)).sum(), update=3e-4)
+    assert e.value.report() == (
+        "GraphError[TG314] update must be an optimiser, not float\n  hint: update=tg.optim.AdamW(lr=3e-4)"
+    )
+
+
+def test_an_op_that_nobody_defined():
+    @tg.op(shape="B d -> B d")
+    def swish(x: tg.Tensor) -> tg.Tensor: ...
+
+    with pytest.raises(tg.BackendError) as e:
+        swish(tg.input("x", tg.dims("B d"))).eval(x=np.ones((2, 3)))
+    assert e.value.report() == (
+        "BackendError[TG702] swish has no forward\n"
+        "  hint: write one: @swish.forward, a function (xp, *arrays, **attributes)"
+    )

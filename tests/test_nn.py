@@ -260,3 +260,16 @@ def test_summary_adds_up():
     assert len(rows) == len(NAMES) + 1
     assert rows[0].split() == ["transformer.wte.weight", "[V,", "d]", "V·d"]
     assert rows[-1].split(maxsplit=1)[0] == "total"
+
+
+def test_a_layer_defines_forward():
+    with pytest.raises(tg.GraphError) as e:
+
+        class Wrong(tg.Module):
+            def __call__(self, x):
+                return x
+
+    assert e.value.report() == (
+        "GraphError[TG305] Wrong defines __call__: a layer defines forward, and is called\n"
+        "  hint: def forward(self, x): ..."
+    )

@@ -162,6 +162,8 @@ class Lowered:
         half = any(v.dtype.is_float and v.dtype.size == 2 for v in (*k.inputs, *k.outputs))
         if op.name == "matmul" and not half:
             return f"np.matmul({', '.join(args)}, out={outs[0]})"
+        if op.forward_fn is None:
+            raise interpret.no_forward(op)
         self._records[op.name] = op.forward_fn
         full = [a if a is not None else "None" for a in node.args(args)]
         attrs = [f"{n}={self._attr(a)}" for n, a in node.kwargs.items()]
