@@ -6,18 +6,18 @@ composite ops, not by their formulas; what the backward pass computes again is t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from . import dtypes
 from .autodiff import expanded
-from .dims import Dim, canon, div, evaluate, mul, show, size
+from .dims import Dim, canon, div, evaluate, free, mul, show, size, substitute
 from .dims import binding as to_binding
 from .dtypes import DType
 from .errors import SizeError
 from .graph import Graph
-from .tensor import Loop, Tensor, _freeze, picks, topological
+from .tensor import Loop, Tensor, _freeze, as_tensor, picks, topological
 
 PRODUCTS = frozenset({"matmul"})  # styles whose FLOPs are counted as products
 OPTIMISERS = {"none": 0, "sgd": 0, "momentum": 1, "adam": 2, "adamw": 2}  # float32 arrays kept per trained parameter
@@ -50,12 +50,15 @@ class Cost:
     uncounted: tuple[str, ...] = ()
     aliases: Mapping[str, Dim] = field(default_factory=dict)
 
-    def bind(self, binding: Any = None, **sizes: Any) -> Cost:
-        """The same with numbers: `cost.bind("B=1,T=2048")`. Raises SizeError[TG007] for a size without value."""
+    def bind(self, binding: Any = None, *, partly: bool = False, **sizes: Any) -> Cost:
+        """The same with numbers: `cost.bind("B=1,T=2048")`; `partly`: what has other sizes, too, stays a formula.
+
+        Raises SizeError[TG007] for a size without value, unless `partly`.
+        """
         values = to_binding(binding, sizes)
 
         def number(d: Dim) -> Dim:
-            return evaluate(d, values)
+            return substitute(d, values) if partly and not free(d) <= values.keys() else evaluate(d, values)
 
         def flops(f: Flops) -> Flops:
             return Flops(number(f.all), number(f.products))
@@ -100,8 +103,17 @@ class Cost:
         return "\n".join(lines)
 
 
-def cost(graph: Graph, binding: Any = None, *, dtype: Any = None, optimiser: str = "adamw") -> Cost:
+def cost(
+    graph: Graph,
+    binding: Any = None,
+    *,
+    dtype: Any = None,
+    optimiser: str = "adamw",
+    parameters: Iterable[Any] | None = None,
+) -> Cost:
     """What a graph costs before any pass; `binding` makes numbers of it, `dtype` replaces that of all floats.
+
+    `parameters`: all those of the model, where the graph does not read every one; they are counted and stored.
 
     Backward figures are those of the graph's own ∂ nodes: a graph without gradients has none, a frozen part costs
     what flows through it. Raises SizeError[TG013] for an unknown optimiser.
@@ -110,14 +122,15 @@ def cost(graph: Graph, binding: Any = None, *, dtype: Any = None, optimiser: str
         raise SizeError("TG013", f"unknown optimiser {optimiser!r}", hint=f"one of: {', '.join(OPTIMISERS)}")
     kind = dtypes.dtype(dtype) if dtype is not None else None
     forward, backward, again, uncounted = _flops(graph)
-    parameters, components = _parameters(graph)
+    stored = [as_tensor(p) for p in parameters] if parameters is not None else list(graph.params.values())
+    counts, components = _parameters(stored)
     found = Cost(
-        parameters,
+        counts,
         components,
         forward,
         backward,
         again,
-        _bytes(graph, kind, OPTIMISERS[optimiser]),
+        _bytes(graph, stored, kind, OPTIMISERS[optimiser]),
         tuple(sorted(uncounted)),
         graph.aliases,
     )
@@ -153,11 +166,11 @@ def active_size(p: Tensor) -> Dim | None:
     return None if used is None else mul(div(mul(p.size, p.scope.times), p.shape[0]), used)
 
 
-def _parameters(graph: Graph) -> tuple[dict[str, Dim], dict[str, Dim]]:
+def _parameters(stored: Iterable[Tensor]) -> tuple[dict[str, Dim], dict[str, Dim]]:
     total, trained, frozen, active = Tally(), Tally(), Tally(), Tally()
     components: dict[str, Tally] = {}
     several = False
-    for p in graph.params.values():
+    for p in stored:
         if not p.attrs.get("counted", True):
             continue
         count, part = mul(p.size, p.scope.times), active_size(p)
@@ -284,15 +297,16 @@ def _recomputed(graph: Graph) -> set[Tensor]:
 # ----------------------------------------------------------------------------------------------- bytes
 
 
-def _bytes(graph: Graph, kind: DType | None, copies: int) -> dict[str, Dim]:
+def _bytes(graph: Graph, stored: Iterable[Tensor], kind: DType | None, copies: int) -> dict[str, Dim]:
     def width(t: DType) -> int:
         return kind.size if kind is not None and t.is_float else t.size
 
     sums = {name: Tally() for name in ("weights", "gradients", "optimiser", "activations", "kv_cache")}
     has_gradients = any(t.scope.backward for t in graph.nodes)
+    for p in stored:
+        sums["weights"].add(mul(width(p.dtype), mul(p.size, p.scope.times)))
     for p in graph.params.values():
         count = mul(p.size, p.scope.times)
-        sums["weights"].add(mul(width(p.dtype), count))
         if p.attrs.get("trained", True) and has_gradients:
             sums["gradients"].add(mul(width(p.dtype), count))
             if copies:

@@ -10,11 +10,12 @@ from typing import Any, cast
 import numpy as np
 
 from . import dims, dtypes
+from .autodiff import vjp
 from .dims import Dim
 from .dtypes import DType
 from .errors import DataError, GraphError, SizeError
 from .op import Obligation, operand
-from .ops.leaf import CONST, DIMENSION, const
+from .ops.leaf import CONST, DIMENSION, const, input
 from .tensor import Loop, Tensor, as_tensor, identities, make, topological
 
 VIEWS = ("reshape", "permute", "expand", "slice", "stop_gradient")
@@ -110,18 +111,21 @@ class Graph:
                 out.setdefault(name, []).append((t.attrs["low"], t.attrs["high"], None, t))
         return out
 
-    def check_binding(self, binding: Mapping[str, int]) -> None:
-        """Raise SizeError[TG011] for the first obligation that these sizes break, [TG007] for a size without value."""
+    def check_binding(self, binding: Mapping[str, int], *, partly: bool = False) -> None:
+        """Raise SizeError[TG011] for the first obligation that these sizes break, [TG007] for a size without value.
+
+        `partly`: sizes may be without value; what speaks of them is not checked.
+        """
         missing = [s for s in self.symbols if s not in binding]
-        if missing:
+        if missing and not partly:
             raise SizeError(
                 "TG007",
                 f"no value for {', '.join(missing)}",
                 hint=f'bind them: "{",".join(m + "=4" for m in missing[:3])}"',
             )
-        dims.check_minima({s: binding[s] for s in self.symbols})
+        dims.check_minima({s: binding[s] for s in self.symbols if s in binding})
         for o in self.obligations:
-            if not o.holds(binding):
+            if (not missing or dims.free(o.left) | dims.free(o.right) <= binding.keys()) and not o.holds(binding):
                 have = ", ".join(f"{n} = {binding[n]}" for n in sorted(dims.free(o.left) | dims.free(o.right)))
                 raise SizeError("TG011", f"{have} breaks an obligation: {o}")
 
@@ -139,6 +143,24 @@ class Graph:
             if not (dims.free(o.left) | dims.free(o.right)) and not o.holds({}):
                 raise SizeError("TG011", f"these sizes break an obligation: {o}")
         return out
+
+    def with_gradients(self) -> Graph:
+        """The graph with the gradients of its trained parameters, if it has none: of its scalar outputs, else of all.
+
+        Without parameters, those of its float inputs. An output that is no scalar is given an input as its cotangent.
+        """
+        if any(t.scope.backward for t in self.nodes):
+            return self
+        ys = {n: t for n, t in self.outputs.items() if t.dtype.is_float}
+        ys = {n: t for n, t in ys.items() if not t.shape} or ys
+        trained = {n: t for n, t in self.params.items() if t.attrs.get("trained", True)}
+        wrt = trained if self.params else {n: t for n, t in self.inputs.items() if t.dtype.is_float}
+        if not wrt:
+            return self
+        seeds = [const(1.0, t.dtype) if not t.shape else input(f"∂{n}", t.shape, t.dtype.name) for n, t in ys.items()]
+        found = vjp(list(ys.values()), wrt, seeds, unused="none")
+        grads = {f"∂{n}": g for n, g in found.items() if g is not None}
+        return Graph({**self.outputs, **grads}, name=self.name, aliases=self.aliases)
 
     def astype(self, dtype: Any) -> Graph:
         """The same graph with every floating leaf in another dtype: exact float64 for checking."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 import tensorgraph as tg
+from tensorgraph.cli import main
 from tensorgraph.cost import cost
 from tensorgraph.dims import evaluate
 from tensorgraph.errors import ModelError
@@ -296,3 +300,165 @@ def test_flops_of_the_stages_by_hand() -> None:
     assert found["bridge-only"].forward == found["bridge+llm"].forward
     assert found["bridge-only"].bytes["gradients"] == 4 * 20_979_712
     assert found["bridge-only"].bytes["optimiser"] == 8 * 20_979_712
+
+
+# ------------------------------------------------------------------------------------------- on the command line
+
+
+class Ran(NamedTuple):
+    rc: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+    def call(*args: str) -> Ran:
+        capsys.readouterr()
+        rc = main(args)
+        said = capsys.readouterr()
+        return Ran(rc, said.out, said.err)
+
+    return call
+
+
+def test_params_of_a_mode(run: Any) -> None:
+    found = run("params", "llava-1.5-7b", "--mode", "bridge-only", "--json").json()
+    assert (found["mode"], found["total"], found["trainable"]) == ("bridge-only", 7_063_427_072, 20_979_712)
+    learns = [t["name"] for t in found["tensors"] if t["trained"]]
+    assert learns == [f"multi_modal_projector.linear_{i}.{x}" for i in (1, 2) for x in ("weight", "bias")]
+    said = run("params", "llava-1.5-7b", "--mode", "bridge-only").out
+    assert re.search(r"^language_model\.model\.norm\.weight .* norm +frozen", said, re.M)
+    assert re.search(r"^multi_modal_projector\.linear_1\.bias .* connector +trained", said, re.M)
+    assert re.search(r"^trainable +20,979,712 +0\.30 % +d·d_v \+ d² \+ 2·d", said, re.M)
+    assert re.search(r"^frozen +7,042,447,360 +99\.7 %", said, re.M)
+
+
+@pytest.mark.parametrize(("layers", "count"), [(1, 4_198_400), (2, 20_979_712), (3, 37_761_024)])
+def test_connectors_of_one_two_and_three_layers(run: Any, layers: int, count: int) -> None:
+    found = run("params", "llava-1.5-7b", "--mode", "bridge-only", "-d", f"n_c={layers}", "--json").json()
+    assert found["trainable"] == found["components"]["connector"] == count
+
+
+@pytest.mark.parametrize(("r", "count", "share"), [(16, 39_976_960, "0.59"), (32, 79_953_920, "1.17")])
+def test_adapters_of_llama_2_7b(run: Any, r: int, count: int, share: str) -> None:
+    found = run("params", "llama-2-7b", "--lora", f"r={r}", "--json").json()
+    assert (found["mode"], found["trainable"], found["total"]) == ("lora", count, 6_738_415_616 + count)
+    assert re.search(rf"^trainable +{count:,} +{share} %", run("params", "llama-2-7b", "--lora", f"r={r}").out, re.M)
+    two = run("params", "llama-2-7b", "--lora", "r=8,alpha=16,targets=q_proj+v_proj,rslora=true", "--json").json()
+    assert two["trainable"] == 32 * 2 * 2 * 8 * 4096  # Hu et al. 2021: queries and values
+
+
+def test_costs_by_hand(run: Any) -> None:
+    """2 per weight and token, twice that backward; scores and weighted sum; what a step keeps; keys and values."""
+    d, V, P, n, T = 768, 50257, 1024, 12, 1024
+    found = run("cost", "gpt2", "-d", "B=2", "-d", f"T={T}", "--json").json()
+    linear, mixing = 2 * 2 * T * (n * 12 * d * d + V * d), n * 2 * 4 * T * T * d
+    assert found["FLOPs"]["forward, products"] == linear + mixing
+    own = found["FLOPs"]["backward, products"] - found["FLOPs"]["recomputed, products"]
+    assert own == 2 * (linear + mixing)
+    kept = (
+        n * (1 + 1 + 3 + 1 + 1 + 1 + 4 + 4) * d + 2 * d + V + 1
+    )  # of a layer: x, norm, q k v, sums, x, norm, up, GELU
+    assert found["bytes"]["activations"] == 4 * 2 * T * kept
+    assert found["bytes"]["kv_cache"] == 2 * n * 2 * T * d * 4
+    assert (
+        found["bytes"]["weights"]
+        == found["bytes"]["gradients"]
+        == 4 * (V * d + P * d + n * (12 * d * d + 13 * d) + 2 * d)
+    )
+    assert found["formulas"]["FLOPs"]["forward, products"] == "2·B·T·V·d + 288·B·T·d² + 48·B·T²·d"
+
+    sizes = ("-d", "B=1", "-d", "T=2048", "--dtype", "bf16")
+    full = run("cost", "llama-2-7b", *sizes, "--json").json()
+    low = run("cost", "llama-2-7b", *sizes, "--lora", "r=16", "--optimizer", "sgd", "--json").json()
+    total, r16 = 6_738_415_616, 39_976_960
+    assert full["bytes"]["kv_cache"] == low["bytes"]["kv_cache"] == 2 * 32 * 2048 * 32 * 128 * 2
+    assert [full["bytes"][x] for x in ("weights", "gradients", "optimiser")] == [2 * total, 2 * total, 8 * total]
+    assert [low["bytes"][x] for x in ("weights", "gradients", "optimiser")] == [2 * (total + r16), 2 * r16, 0]
+    linear = 2 * 2048 * (total - 32000 * 4096 - 65 * 4096)
+    mixing = 32 * 4 * 2048**2 * 4096
+    assert full["FLOPs"]["forward, products"] == linear + mixing
+    own = {
+        k: c["FLOPs"]["backward, products"] - c["FLOPs"]["recomputed, products"] for k, c in (("f", full), ("l", low))
+    }
+    assert own["f"] == 2 * (linear + mixing)
+    flows = linear - 3 * 2 * 2048 * 4096 * 4096  # below the first layer's queries, keys and values nothing learns
+    through = 2 * 2 * 2048 * r16 - 3 * 2 * 2048 * 16 * 4096
+    assert own["l"] == flows + 2 * mixing + through
+
+
+def test_cost_of_a_mode_counts_all_weights_and_says_what_is_open(run: Any) -> None:
+    found = run("cost", "llava-1.5-7b", "-d", "B=1", "-d", "T=640", "--mode", "bridge-only", "--json").json()
+    assert (found["parameters"]["total"], found["parameters"]["trained"]) == (7_063_427_072, 20_979_712)
+    assert found["bytes"]["weights"] == 4 * 7_063_427_072  # with the tower's last layer, which is not read
+    said = run("cost", "llava-1.5-7b", "-d", "B=1", "-d", "T=640", "--mode", "bridge-only").out
+    assert said.endswith("without a value: I (-d I=1)\n") and "·I + " in said
+    experts = run("cost", "mixtral-8x7b", "--forward", "--json").json()["parameters"]
+    assert (experts["total"], experts["active per token"]) == (46_702_792_704, 12_879_925_248)
+    done = run("cost", "gpt2", "-d", "T=2048")
+    assert (done.rc, done.err.splitlines()[0][:59]) == (
+        2,
+        "SizeError[TG011] P = 1024, T = 2048 breaks an obligation: P",
+    )
+
+
+def test_check_and_draw_and_show_of_a_mode(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(LLAVA))
+    found = run("check", str(file), "--mode", "bridge-only", "--json").json()
+    assert found["passed"]
+    assert run("check", str(file), "--lora", "r=2", "--only-wrong").out.startswith("gradients of config.json are right")
+    shown = run("show", str(file), "--backward", "--mode", "bridge-only").out
+    assert {m[1] for m in re.finditer(r"∂([\w.]+)=%", shown)} == {
+        f"multi_modal_projector.linear_{i}.{x}" for i in (1, 2) for x in ("weight", "bias")
+    }
+    picture = tmp_path / "stage.mmd"
+    assert run("draw", str(file), "--mode", "bridge+vision", "-o", str(picture)).rc == 0
+    text = picture.read_text(encoding="utf-8")
+    assert "frozen" in text and "trained" in text and "bridge+vision" in text
+
+
+def test_training_with_an_adapter_leaves_a_model_and_the_adapter(run: Any, tmp_path: Path) -> None:
+    text = tmp_path / "cat.txt"
+    text.write_text("The cat sat on a mat .\n" * 60, encoding="utf-8")
+    base, out = tmp_path / "base", tmp_path / "out"
+    assert run("train", "mini-268", "--text", str(text), "--steps", "2", "--out", str(base)).rc == 0
+    done = run("train", str(base), "--lora", "r=2", "--text", str(text), "--steps", "3", "--out", str(out))
+    assert done.rc == 0 and "444 parameters, 144 of them trained, vocabulary 8" in done.err
+    before, merged = from_pretrained(base), from_pretrained(out)
+    with_adapter = from_pretrained(base, adapter=out / "adapter")
+    ids = np.arange(6)[None]
+    np.testing.assert_allclose(
+        with_adapter(input_ids=ids)["logits"], merged(input_ids=ids)["logits"], rtol=1e-5, atol=1e-5
+    )
+    moved = {n for n, a in merged.state.items() if not np.array_equal(a, before.state[n])}
+    assert moved == {n for n in merged.state if n.startswith("layers.0.") and n.endswith(".weight")}
+
+
+def test_wrong_modes_on_the_command_line(run: Any, tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text('import tensorgraph as tg\nloss = tg.input("x", (3,)).sum()\n', encoding="utf-8")
+    cases = {
+        ("params", "gpt2", "--mode", "bridge-only"):
+            "ModelError[TG946] the model has no training mode 'bridge-only'\n  hint: its modes are all, lora",
+        ("cost", "gpt2", "--mode", "all", "--lora", "r=3"):
+            "ModelError[TG947] mode all trains no adapter\n  hint: modes that do: lora",
+        ("draw", "gpt2", "--lora", "r=many", "-o", "x.svg"):
+            "ModelError[TG949] cannot read 'r=many' as a setting of an adapter\n"
+            "  hint: write them as r=16,alpha=32,targets=q_proj+v_proj,rslora=true; any may be left out",
+        ("check", "gpt2", "--lora", "r=0"):
+            "ModelError[TG913] the rank r of an adapter must be a positive whole number, not 0",
+        ("cost", f"{own}:loss", "--mode", "all"):
+            "ModelError[TG945] own.py:loss gives a graph, in which it is settled what is trained",
+        ("cost", "gpt2", "--optimizer", "lion"):
+            "SizeError[TG013] unknown optimiser 'lion'\n  hint: one of: none, sgd, momentum, adam, adamw",
+    }  # fmt: skip
+    for args, said in cases.items():
+        done = run(*args)
+        assert (done.rc, done.out, done.err) == (2, "", said + "\n"), args

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tensorgraph.autodiff import vjp
 from tensorgraph.blocks import nodes_of
-from tensorgraph.graph import Graph
-from tensorgraph.ops.leaf import const, input
 from tensorgraph.tensor import Loc, Scope, Tensor
 from tensorgraph.visualize.flowchart import check_size, flowchart
 from tensorgraph.visualize.project import Projection, short_name
@@ -15,23 +12,6 @@ from tensorgraph.visualize.steps import Step
 from tensorgraph.visualize.view import Block, Box, Direction, Edge, View
 
 Key = tuple[Scope, Loc]
-
-
-def with_gradients(graph: Graph) -> Graph:
-    """The graph with the gradients of its trained parameters, if it has none: of its scalar output, else of them all.
-
-    An output that is no scalar is given an input as its cotangent.
-    """
-    if any(t.scope.backward for t in graph.nodes):
-        return graph
-    ys = {n: t for n, t in graph.outputs.items() if t.dtype.is_float}
-    ys = {n: t for n, t in ys.items() if not t.shape} or ys
-    trained = {n: t for n, t in graph.params.items() if t.attrs.get("trained", True)}
-    wrt = trained or {n: t for n, t in graph.inputs.items() if t.dtype.is_float}
-    seeds = [const(1.0, t.dtype) if not t.shape else input(f"∂{n}", t.shape, t.dtype.name) for n, t in ys.items()]
-    found = vjp(list(ys.values()), wrt, seeds, unused="none")
-    grads = {f"∂{n}": g for n, g in found.items() if g is not None}
-    return Graph({**graph.outputs, **grads}, name=graph.name, aliases=graph.aliases)
 
 
 def backward(seen: Projection, title: str, direction: Direction | None = None, force: bool = False) -> View:
@@ -202,4 +182,4 @@ def _together(boxes: list[Box]) -> list[Box]:
     return [b for group in seen.values() for b in group]
 
 
-__all__ = ["backward", "with_gradients"]
+__all__ = ["backward"]

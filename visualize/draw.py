@@ -11,10 +11,10 @@ from tensorgraph.errors import GraphError
 from tensorgraph.graph import Graph
 from tensorgraph.nn import Module
 from tensorgraph.tensor import Tensor
-from tensorgraph.visualize.backward import backward, with_gradients
+from tensorgraph.visualize.backward import backward
 from tensorgraph.visualize.flowchart import flowchart, opened
 from tensorgraph.visualize.picture import Picture
-from tensorgraph.visualize.project import Projection, title_of
+from tensorgraph.visualize.project import Projection, mode_text, title_of
 from tensorgraph.visualize.seed import seed_chart
 from tensorgraph.visualize.view import Direction
 
@@ -37,6 +37,7 @@ def draw(
     title: str | None = None,
     block: str | None = None,
     where: bool = True,
+    mode: str = "",
     force: bool = False,
 ) -> Picture:
     """A picture of a tensor, module, graph or loaded model; `.save("x.svg")` writes it.
@@ -47,9 +48,10 @@ def draw(
     parameters or names by a number, which `values_label` names; those of a gradient check red where they are wrong.
     `shapes` labels edges. `links`: a URL template with
     {label}, {op}, {path}, {component}, or a table by label or path. `binding` turns formulas into numbers.
-    `where=False` leaves lines of code out of tooltips. A module must say what it is called with, as published models
-    do. Raises GraphError: [TG388] a name in `values`, [TG389] too many boxes, [TG390] what cannot be drawn, [TG391] an
-    unknown level or block, [TG392] no decoder for "seed", [TG395] an unknown direction.
+    `where=False` leaves lines of code out of tooltips; `mode` names what decided which weights are trained, for the
+    legend. A module must say what it is called with, as published models do. Raises GraphError: [TG388] a name in
+    `values`, [TG389] too many boxes, [TG390] what cannot be drawn, [TG391] an unknown level or block, [TG392] no
+    decoder for "seed", [TG395] an unknown direction.
     """
     if level not in LEVELS:
         raise GraphError("TG391", f"unknown level {level!r}", hint=f"one of: {', '.join(LEVELS)}")
@@ -58,7 +60,7 @@ def draw(
     graph, bound, name = traced(what)
     sizes = {**bound, **to_binding(binding)}
     if level == "backward":
-        graph = with_gradients(graph)
+        graph = graph.with_gradients()
     seen = Projection(
         graph,
         every=level == "ops",
@@ -70,16 +72,27 @@ def draw(
         links=links,
         where=where,
     )
-    said = title if title is not None else title_of(graph, name, sizes)
+    weights = stored(what, graph)
+    said = title if title is not None else title_of(name or graph.name, weights, sizes, graph.aliases)
     if level == "seed":
         view = seed_chart(seen, said, direction, links)
     elif level == "backward":
         view = backward(seen, said, direction, force)
     else:
         view = flowchart(seen, said, direction, opened(seen, block) if level == "block" else None, force)
+    if mode:
+        said = mode_text(mode, weights, sizes, graph.aliases)
+        view = replace(view, legend=" · ".join(part for part in (said, view.legend) if part))
     label = values_label or str(getattr(values, "label", "value"))
     view = replace(view, values_label=label, values_limit=getattr(values, "limit", None))
     return Picture(view, theme=theme, shapes=shapes)
+
+
+def stored(what: Any, graph: Graph) -> list[Tensor]:
+    """All weights of what is drawn, whether its graph reads them or not."""
+    module = next((m for m in (what, getattr(what, "module", None), getattr(what, "model", None))
+                   if isinstance(m, Module)), None)  # fmt: skip
+    return list(graph.params.values()) if module is None else [p.__tensor__() for p in module.parameters()]
 
 
 def traced(what: Any) -> tuple[Graph, dict[str, int], str | None]:
@@ -100,7 +113,8 @@ def traced(what: Any) -> tuple[Graph, dict[str, int], str | None]:
         return graph, {**bound, **(getattr(graph, "binding", None) or {})}, str(name)
     inputs, outputs = getattr(what, "inputs", None), getattr(what, "outputs", None)
     if isinstance(what, Module) and callable(inputs) and callable(outputs):
-        made = outputs(**inputs(getattr(what, "needs", ())))  # a published model says what it is called with
+        needs = getattr(what, "usual", ()) or getattr(what, "needs", ())  # what it says it is called with
+        made = outputs(**inputs(needs))
         name = str(getattr(what, "config", {}).get("model_type") or type(what).__name__)
         return Graph(made, name=name, aliases=getattr(what, "aliases", None)), bound, name
     if isinstance(what, Module):

@@ -65,6 +65,7 @@ class Ledger:
     """The weights of a model. `binding` turns formulas into numbers where it has all sizes; `aliases` folds products.
 
     `buffers` are not weights: tables made of constants, such as rotary positions, and what the model stores untrained.
+    `mode` names what decided which weights are trained; its table says of each whether it is.
     """
 
     model: str
@@ -72,6 +73,7 @@ class Ledger:
     buffers: tuple[Row, ...] = ()
     binding: Mapping[str, int] = field(default_factory=dict)
     aliases: Mapping[str, Dim] = field(default_factory=dict)
+    mode: str = ""
 
     # -- sums
     @property
@@ -83,6 +85,11 @@ class Ledger:
     def trainable(self) -> Dim:
         """Those that are trained."""
         return _sum(r.count for r in self.rows if r.trained)
+
+    @property
+    def frozen(self) -> Dim:
+        """Those that are not."""
+        return _sum(r.count for r in self.rows if not r.trained)
 
     @property
     def active(self) -> Dim:
@@ -130,14 +137,15 @@ class Ledger:
     def formula(self, d: Dim) -> str:
         return show(d, self.aliases)
 
-    def share(self, d: Dim) -> str:
+    def share(self, d: Dim, places: int = 1) -> str:
         """Per cent of the total, if both are numbers."""
         whole = self.total
         if not free(d) | free(whole) <= self.binding.keys():
             return ""
         of = evaluate(whole, self.binding)
         part = 100 * evaluate(d, self.binding) / of if of else 0.0
-        return "<0.1 %" if 0 < part < 0.05 else f"{part:.1f} %"
+        least = 10**-places
+        return f"<{least:.{places}f} %" if 0 < part < least / 2 else f"{part:.{places}f} %"
 
     def table(self, every: bool = False) -> tuple[tuple[str, ...], list[tuple[str, ...]], list[tuple[str, ...]]]:
         """Header, rows and totals as text; `every`: no rows folded."""
@@ -171,7 +179,7 @@ class Ledger:
         whole, trained = self.total, self.trainable
         sums = [(f"total {c}", d) for c, d in self.components.items()] + [("total", whole), ("trained", trained)]
         if not _same(whole, trained):
-            sums.append(("frozen", _sum(r.count for r in self.rows if not r.trained)))
+            sums.append(("frozen", self.frozen))
         if not _same(whole, self.active):
             sums.append(("active per token", self.active))
         totals: list[tuple[str, ...]] = [
@@ -206,10 +214,12 @@ class Ledger:
                 "count": number(r.count),
                 "component": r.component,
             }
+            tensor |= {"trained": r.trained} if self.mode else {}
             tensors.append(tensor if r.tied_to is None else {**tensor, "tied_to": r.tied_to})
         active = {} if _same(self.total, self.active) else {"active_per_token": number(self.active)}
         return {
             "model": self.model,
+            **({"mode": self.mode} if self.mode else {}),
             "total": number(self.total),
             "trainable": number(self.trainable),
             **active,

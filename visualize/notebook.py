@@ -37,16 +37,13 @@ def _text(what: Any) -> str:
 def _drawn(what: Any) -> dict[str, Any]:
     from tensorgraph.visualize.draw import draw, traced
     from tensorgraph.visualize.ledger import ledger
-    from tensorgraph.visualize.project import title_of
 
     makes = isinstance(what, (Tensor, Graph)) or any(callable(getattr(what, n, None)) for n in ("trace", "inputs"))
     if not makes:  # a module alone does not say what it is called with; its weights are known
         return {"text/html": ledger(what).html}
-    graph, binding, name = traced(what)
-    if len(graph.nodes) > MOST_NODES:
+    if len(traced(what)[0].nodes) > MOST_NODES:
         return {}
-    picture = draw(graph, binding=binding, title=title_of(graph, name, binding))
-    return {"text/vnd.mermaid": picture.mermaid}
+    return {"text/vnd.mermaid": draw(what).mermaid}
 
 
 __all__ = ["display"]

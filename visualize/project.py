@@ -367,22 +367,28 @@ def _settings(node: Tensor) -> tuple[str, ...]:
     return tuple(out)
 
 
-def title_of(graph: Graph, name: str | None, binding: Mapping[str, int]) -> str:
-    """`name · 124.4 M parameters`, with what is frozen."""
-    params = [p for p in graph.params.values() if p.attrs.get("counted", True)]
-    if not params:
-        return name or graph.name
-    total = sum_sizes([mul(p.size, p.scope.times) for p in params])
-    trained = sum_sizes([mul(p.size, p.scope.times) for p in params if p.attrs.get("trained", True)])
+def title_of(name: str, weights: Iterable[Tensor], binding: Mapping[str, int], aliases: Mapping[str, Dim]) -> str:
+    """`name · 124.4 M parameters`, with how many are trained, if not all."""
+    sizes = total_and_trained(weights)
+    if not free(sizes[0]) and not sizes[0]:
+        return name
+    total, trained = (human4(evaluate(d, binding)) if free(d) <= binding.keys() else show(d, aliases) for d in sizes)
+    return f"{name} · {total} parameters" + ("" if sizes[1] == sizes[0] else f", {trained} trained")
 
-    def text(size: Dim) -> str:
-        known = type(size) is int or free(size) <= binding.keys()
-        return human4(evaluate(size, binding)) if known else show(size, graph.aliases)
 
-    about = f"{text(total)} parameters"
-    if trained is not total and trained != total:
-        about += f", {text(trained)} trained"
-    return f"{name or graph.name} · {about}"
+def mode_text(mode: str, weights: Iterable[Tensor], binding: Mapping[str, int], aliases: Mapping[str, Dim]) -> str:
+    """`Mode bridge-only: 20,979,712 of 7,063,427,072 weights are trained`; formulas where sizes are open."""
+    sizes = total_and_trained(weights)
+    known = all(free(d) <= binding.keys() for d in sizes)
+    total, trained = (f"{evaluate(d, binding):,}" if known else show(d, aliases) for d in sizes)
+    return f"Mode {mode}: {trained} of {total} weights are trained"
+
+
+def total_and_trained(weights: Iterable[Tensor]) -> tuple[Dim, Dim]:
+    """How many numbers the counted parameters are, and those of them that are trained."""
+    counted = [p for p in weights if p.attrs.get("counted", True)]
+    total = sum_sizes([mul(p.size, p.scope.times) for p in counted])
+    return total, sum_sizes([mul(p.size, p.scope.times) for p in counted if p.attrs.get("trained", True)])
 
 
 def human4(n: int) -> str:
@@ -393,4 +399,4 @@ def human4(n: int) -> str:
     return str(n)
 
 
-__all__ = ["Projection", "human", "link_for", "title_of"]
+__all__ = ["Projection", "human", "link_for", "mode_text", "title_of"]

@@ -6,8 +6,6 @@ import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import networkx as nx
-
 from tensorgraph.errors import GraphError
 from tensorgraph.visualize.project import Projection, link_for
 from tensorgraph.visualize.steps import Step
@@ -46,6 +44,8 @@ def stages(seen: Projection) -> tuple[dict[Step, str], str]:
     between, and follows, takes the box in whose stretch it lies. Raises GraphError[TG392] if the graph is no decoder:
     one repeated block with attention and then an activation.
     """
+    import networkx as nx
+
     frames = [b for b in seen.blocks if b.times and b.parent is None]
     attention = [s for s in seen.steps if s.head in seen.parts.origin]
     framed = [b for b in frames if any(seen.within(seen.frame_of(s), b.id) for s in attention)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +36,14 @@ Sizes = Annotated[
 Freeze = Annotated[
     list[str] | None,
     typer.Option("--freeze", metavar="PATTERN", help="Weights not to train, by name (* and ?) or component."),
+]
+Mode = Annotated[
+    str | None,
+    typer.Option("--mode", metavar="NAME", help="What is trained: all, lora; of models that see bridge-only ..."),
+]
+Lora = Annotated[
+    str | None,
+    typer.Option("--lora", metavar="r=16,...", help="An adapter: r, alpha, targets=q_proj+v_proj, rslora=true."),
 ]
 Theme = Annotated[str, typer.Option("--theme", help="seed, light, dark or mono.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -106,6 +115,8 @@ def params(
     every: Annotated[
         bool, typer.Option("--all", help="A row for every layer, not one for layers that repeat.")
     ] = False,
+    mode: Mode = None,
+    lora: Lora = None,
     freeze: Freeze = None,
     out: Annotated[
         list[Path] | None,
@@ -121,10 +132,10 @@ def params(
     from . import tables
     from .target import open_target
 
-    target = open_target(model, d, {"tie_word_embeddings": True} if tied else None)
-    target.freeze(freeze or ())
+    target = open_target(model, d, {"tie_word_embeddings": True} if tied else None).train(mode, lora, freeze)
     target.check_sizes(("B", "T") if target.graph is None else target.graph.symbols)
     found = ledger(target.module if target.module is not None else target.graph, target.binding, name=target.name)
+    found = replace(found, mode=target.training.mode or "")
     for path in out or ():
         print(found.save(path, form, theme))
     if as_json:
@@ -141,11 +152,14 @@ def show(
     model: Model,
     d: Sizes = None,
     backward: Annotated[bool, typer.Option("--backward", help="The loss and its gradients too.")] = False,
+    mode: Mode = None,
+    lora: Lora = None,
+    freeze: Freeze = None,
 ) -> None:
     """The typed text form of the graph: a line per node with its type, layer and line."""
     from .target import open_target
 
-    target = open_target(model, d)
+    target = open_target(model, d).train(mode, lora, freeze)
     sys.stdout.write(f"{target.sized(target.trace(gradients=backward))}\n")
 
 
@@ -156,16 +170,21 @@ def check(
     only_wrong: Annotated[bool, typer.Option("--only-wrong", help="Only what is not right.")] = False,
     every: Annotated[bool, typer.Option("--all", help="Every kind of node, not only the worst ones.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Of the values and directions.")] = 0,
+    mode: Mode = None,
+    lora: Lora = None,
+    freeze: Freeze = None,
     as_json: Json = False,
 ) -> None:
     """Shapes, obligations and gradients. Exit status 1 if a gradient is wrong.
 
-    Gradients are compared with complex-step derivatives in float64, at small distinct sizes unless sizes are given.
+    Gradients are compared with complex-step derivatives in float64, at small distinct sizes unless sizes are given;
+    with a mode, those of what it trains.
     """
     from .check import check_model
     from .target import open_target
 
-    if not check_model(open_target(model, d), console(), seed, only_wrong=only_wrong, every=every, as_json=as_json):
+    target = open_target(model, d).train(mode, lora, freeze)
+    if not check_model(target, console(), seed, only_wrong=only_wrong, every=every, as_json=as_json):
         raise typer.Exit(1)
 
 
@@ -173,31 +192,40 @@ def check(
 def cost(
     model: Model,
     d: Sizes = None,
+    mode: Mode = None,
+    lora: Lora = None,
+    freeze: Freeze = None,
     forward: Annotated[bool, typer.Option("--forward", help="Without the backward pass and the optimiser.")] = False,
+    optimizer: Annotated[str, typer.Option("--optimizer", help="adamw, adam, momentum, sgd or none.")] = "adamw",
     dtype: Annotated[str | None, typer.Option("--dtype", help="Of all floats, in place of the model's own.")] = None,
     formulas: Annotated[bool, typer.Option("--formulas", help="Formulas in all sizes.")] = False,
     as_json: Json = False,
 ) -> None:
     """FLOPs, bytes and parameters of a training step, before anything runs.
 
-    Numbers where -d gives B and T, else formulas in them."""
+    The backward pass is read off the graph of gradients, so that frozen parts cost what flows through them. Numbers
+    where -d gives all sizes (B, T, and I of images), else formulas in those that are left."""
     from tensorgraph.cost import cost as cost_of
 
     from . import tables
     from .target import open_target
 
-    target = open_target(model, d)
+    target = open_target(model, d).train(mode, lora, freeze)
     graph = target.trace(gradients=not forward)
     target.check_sizes(graph.symbols)
-    if not formulas:
-        graph = graph.bind({n: v for n, v in target.binding.items() if n in graph.symbols})
-    found = cost_of(graph, dtype=dtype, optimiser="none" if forward else "adamw")
+    graph.check_binding(target.binding, partly=True)
+    stored = None if target.module is None else target.module.parameters()
+    symbolic = cost_of(graph, dtype=dtype, optimiser="none" if forward else optimizer, parameters=stored)
+    found = symbolic if formulas else symbolic.bind(target.binding, partly=True)
     if as_json:
-        return print_json({"model": target.name, **found.to_dict()})
+        about = {"model": target.name} | ({"mode": target.training.mode} if target.training.mode else {})
+        return print_json({**about, **found.to_dict(), "formulas": symbolic.to_dict()})
     screen = console()
-    screen.print(tables.costs(found))
+    screen.print(tables.costs(found, symbolic))
     if found.uncounted:
         screen.print(f"not counted: {', '.join(found.uncounted)}", markup=False)
+    if open_ := [n for n in graph.symbols if n not in target.binding and not formulas]:
+        screen.print(f"without a value: {', '.join(open_)} (-d {open_[0]}=1)", markup=False)
 
 
 @app.command(epilog="Example: tensorgraph draw gpt2 -o gpt2.svg -o gpt2.mmd")
@@ -218,6 +246,8 @@ def draw(
     ] = None,
     shapes: Annotated[bool, typer.Option("--shapes", help="Label edges with shapes.")] = False,
     unfold: Annotated[bool, typer.Option("--unfold", help="Draw every layer, not one for layers that repeat.")] = False,
+    mode: Mode = None,
+    lora: Lora = None,
     freeze: Freeze = None,
     links: Annotated[
         str | None,
@@ -230,8 +260,7 @@ def draw(
 
     from .target import open_target
 
-    target = open_target(model, d)
-    target.freeze(freeze or ())
+    target = open_target(model, d).train(mode, lora, freeze)
     target.check_sizes(("B", "T") if target.graph is None else target.graph.symbols)
     picture = picture_of(
         target,
@@ -242,6 +271,7 @@ def draw(
         shapes=shapes,
         unfold=unfold,
         links=links,
+        mode=target.training.mode or "",
         force=force,
     )
     for path in out:
@@ -303,18 +333,21 @@ def train(
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Of the first values and of the batches.")] = 0,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew where --out holds an earlier run.")] = False,
+    mode: Mode = None,
+    lora: Lora = None,
+    freeze: Freeze = None,
     as_json: Json = False,
 ) -> None:
     """Train on a text: batches of B windows of T tokens, AdamW, a held-out part, a loss curve.
 
     Stops with Ctrl-C, keeping all; the same command goes on from there. What lies in --out afterwards is a checkpoint
-    that `generate`, `params` and from_pretrained read.
+    that `generate`, `params` and from_pretrained read, with an adapter merged into it, and beside it in adapter/.
     """
     from .target import open_target
     from .training import run
 
     done = run(
-        open_target(model, d),
+        open_target(model, d).train(mode, lora, freeze),
         text,
         steps,
         out,

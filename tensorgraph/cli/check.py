@@ -34,7 +34,8 @@ def check_model(
     small, notes = small_images(target)
     checked = scalar(small) if notes else graph
     sizes = {n: v for n, v in target.given.items() if n in checked.symbols}
-    report = check_grads(checked, binding=sizes, seed=seed)
+    trained = [n for n, p in checked.params.items() if p.attrs.get("trained", True)]
+    report = check_grads(checked, binding=sizes, seed=seed, wrt=trained if target.training else None)
     report.notes[:0] = notes
     broken = [o for o, holds in duties if holds is False]
     passed = report.passed and not broken
@@ -85,7 +86,7 @@ def small_images(target: Target) -> tuple[Target, list[str]]:
         return target, []
     from tensorgraph import models
 
-    return replace(target, module=models.build(config)), notes
+    return replace(target, module=target.prepare(models.build(config))), notes
 
 
 def scalar(target: Target) -> Graph:

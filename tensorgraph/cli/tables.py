@@ -32,11 +32,13 @@ def presets(rows: list[dict[str, Any]]) -> Table:
 
 
 def weights(ledger: Ledger, every: bool = False) -> Table:
-    """A row per weight; layers that are alike are one row, ×N, unless `every`."""
-    table = plain("weight", "sizes", "shape", "×", "count", "component", right=("×", "count"))
+    """A row per weight; layers that are alike are one row, ×N, unless `every`. Of a mode, with what it trains."""
+    told = ("state",) if ledger.mode else ()
+    table = plain("weight", "sizes", "shape", "×", "count", "component", *told, right=("×", "count"))
     for r in ledger.rows if every else ledger.folded():
         times = ledger.formula(mul(r.times, r.repeats))
-        state = r.component + ("" if r.trained else ", frozen")
+        state = r.component + ("" if r.trained or told else ", frozen")
+        trained = Text("trained", "bold") if r.trained else Text("frozen", "dim")
         table.add_row(
             Text(r.name),
             Text(f"[{ledger.sizes(r)}]", style="cyan"),
@@ -44,6 +46,7 @@ def weights(ledger: Ledger, every: bool = False) -> Table:
             "" if times == "1" else times,
             "tied" if r.tied_to else ledger.number(r.count),
             Text(f"= {r.tied_to}" if r.tied_to else state),
+            *([trained] if told else []),
         )
     return table
 
@@ -52,28 +55,32 @@ def totals(ledger: Ledger) -> Table:
     """Totals by component, with share and formula; then of all, and of those that are trained."""
     table = plain("component", "count", "share", "formula", right=("count", "share"))
 
-    def row(name: str, size: Dim, style: str = "") -> None:
+    def row(name: str, size: Dim, style: str = "", places: int = 1) -> None:
         formula = Text(ledger.formula(size) if free(size) else "", style="cyan")
-        table.add_row(Text(name), ledger.number(size), ledger.share(size), formula, style=style)
+        table.add_row(Text(name), ledger.number(size), ledger.share(size, places), formula, style=style)
 
     for name, size in ledger.components.items():
         row(name, size)
     row("total", ledger.total, "bold")
     if ledger.number(ledger.trainable) != ledger.number(ledger.total):
-        row("trainable", ledger.trainable, "bold")
+        row("trainable", ledger.trainable, "bold", 2)
+        row("frozen", ledger.frozen)
     if ledger.number(ledger.active) != ledger.number(ledger.total):
         row("active per token", ledger.active, "bold")
     return table
 
 
-def costs(found: Cost) -> Table:
-    """What a graph costs: counts, FLOPs, bytes; numbers or formulas."""
+def costs(found: Cost, symbolic: Cost | None = None) -> Table:
+    """What a graph costs: counts, FLOPs, bytes; numbers or formulas, and numbers beside the formulas of `symbolic`."""
     known = all(type(d) is int for _, _, d in found.rows())
-    table = plain("", "what", "amount", right=("amount",) if known else ())
+    formulas = [d for _, _, d in symbolic.rows()] if symbolic is not None and known else []
+    both = ("formula",) if any(free(d) for d in formulas) else ()
+    table = plain("", "what", "amount", *both, right=("amount",) if known else ())
     above = ""
-    for group, what, size in found.rows():
+    for i, (group, what, size) in enumerate(found.rows()):
         amount = f"{size:,}" if type(size) is int else show(size, found.aliases)
-        table.add_row(Text(group if group != above else "", style="bold"), Text(what), Text(amount))
+        formula = [Text(show(d, found.aliases) if free(d) else "", style="cyan") for d in formulas[i : i + 1] if both]
+        table.add_row(Text(group if group != above else "", style="bold"), Text(what), Text(amount), *formula)
         above = group
     return table
 

@@ -6,7 +6,7 @@ import difflib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,18 @@ from tensorgraph.errors import ModelError, SizeError
 from tensorgraph.graph import Graph
 from tensorgraph.nn import Module
 from tensorgraph.tensor import Tensor
-from tensorgraph.visualize.backward import with_gradients
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained: a named mode, the settings of its adapter as --lora gives them, patterns of what is frozen."""
+
+    mode: str | None = None
+    lora: str | None = None
+    freeze: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.mode or self.lora or self.freeze)
 
 
 @dataclass
@@ -36,6 +47,7 @@ class Target:
     given: dict[str, int] = field(default_factory=dict)
     aliases: Mapping[str, Dim] = field(default_factory=dict)
     path: Path | None = None
+    training: Training = Training()
 
     def trace(self, gradients: bool = False) -> Graph:
         """Its graph: the outputs, and with `gradients` those of the loss (or of all outputs, weighted by inputs).
@@ -43,7 +55,7 @@ class Target:
         Raises ModelError[TG932] for a Module that does not say what it is called with.
         """
         if self.graph is not None:
-            return with_gradients(self.graph) if gradients else self.graph
+            return self.graph.with_gradients() if gradients else self.graph
         assert self.module is not None
         outputs, inputs = getattr(self.module, "outputs", None), getattr(self.module, "inputs", None)
         if not callable(outputs) or not callable(inputs):
@@ -58,18 +70,37 @@ class Target:
         if gradients and "loss" in found:
             found = {"loss": found["loss"]}
         graph = Graph(found, name=self.name, aliases=self.aliases)
-        return with_gradients(graph) if gradients else graph
+        return graph.with_gradients() if gradients else graph
 
-    def freeze(self, patterns: Iterable[str]) -> None:
-        """Stop training the weights whose names or components fit.
+    def train(self, mode: str | None = None, lora: str | None = None, freeze: Iterable[str] | None = None) -> Target:
+        """Settle what is trained: a named mode, with an adapter where it has one, then less what is frozen by pattern.
 
-        Raises GraphError[TG307] for a pattern that fits none, ModelError[TG945] for a graph already built.
+        Returns self. Raises ModelError: TG945 for a graph already built, TG946 and TG947 for a mode, TG949 for settings
+        of the adapter; GraphError[TG307] for a pattern that fits no name or component.
         """
-        patterns = tuple(patterns)
-        if patterns and self.module is None:
+        self.training = Training(mode, lora, tuple(freeze or ()))
+        if self.training and self.module is None:
             raise ModelError("TG945", f"{self.name} gives a graph, in which it is settled what is trained")
-        if patterns and self.module is not None:
-            self.module.freeze(*patterns)
+        if self.training:
+            self.prepare(self.module)
+        return self
+
+    def prepare(self, what: Any) -> Any:
+        """A module of this kind, or a Net, with what is trained set as `train` settled it."""
+        from tensorgraph.models import Net, modes
+
+        module = what.model if isinstance(what, Net) else what
+        mode, settings = self.training.mode, self.training.lora
+        if settings is not None and mode is None:
+            mode = next(n for n in modes.names(module) if n in modes.RANKS)
+        if mode is not None:
+            modes.check(module, mode)
+            adapter = None if settings is None else parse_lora(settings, mode)
+            what.mode(mode, adapter) if isinstance(what, Net) else modes.apply(module, mode, adapter)
+            self.training = replace(self.training, mode=mode)
+        if self.training.freeze:
+            module.freeze(*self.training.freeze)
+        return what
 
     def sized(self, graph: Graph) -> Graph:
         """The graph with the sizes that `-d` gives. Raises SizeError[TG014] for one that it does not have."""
@@ -112,6 +143,37 @@ def parse_sizes(sizes: Iterable[str] | None) -> dict[str, Dim]:
     return parse_binding(",".join(sizes or ()))
 
 
+def parse_lora(text: str, mode: str) -> Any:
+    """A LoRA of `r=16,alpha=32,targets=q_proj+v_proj,rslora=true`, the rest as the mode has it.
+
+    Raises ModelError: TG949 for what cannot be read, TG947 for a mode without adapters, TG913 for the rank.
+    """
+    from tensorgraph.models import LoRA, modes
+
+    given: dict[str, Any] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, _, value = part.partition("=")
+        try:
+            given[name.strip()] = LORA[name.strip()](value.strip())
+        except (KeyError, ValueError):
+            hint = "write them as r=16,alpha=32,targets=q_proj+v_proj,rslora=true; any may be left out"
+            raise ModelError("TG949", f"cannot read {part!r} as a setting of an adapter", hint=hint) from None
+    usual = modes.default_adapter(mode, given.pop("r", None)) if mode in modes.RANKS else LoRA(r=1, alpha=1)
+    return replace(usual, **given)
+
+
+def _targets(text: str) -> str | tuple[str, ...]:
+    return text if text == "all-linear" else tuple(text.split("+"))
+
+
+LORA: Mapping[str, Callable[[str], Any]] = {
+    "r": int,
+    "alpha": float,
+    "targets": _targets,
+    "rslora": lambda text: {"true": True, "false": False}[text],
+}
+
+
 # ------------------------------------------------------------------------------------- published architectures
 
 
@@ -141,8 +203,8 @@ def _published(text: str, given: dict[str, Dim], changes: dict[str, Any]) -> Tar
         raise AssertionError
     config = {**config, **changes}
     model = models.build(config)
-    if given:
-        model = models.build(config := {**config, **_fields(text, model, given)})
+    if fields := _fields(text, model, given):
+        model = models.build(config := {**config, **fields})
     if names is not None:
         model.names = names
     return _sized(path.resolve().name if where is not None else text, model, config, given, where)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 CURVE = "curve.svg"
+ADAPTER = "adapter"
 SAVED_EVERY = 30.0  # seconds between checkpoints
 BATCH, LENGTH = 16, 64  # where -d gives no B and T
 
@@ -50,6 +51,8 @@ def run(
     target.check_sizes()
     text = read_text(source)
     net, tokenizer = _net(target, text, vocab)
+    if net is not None:
+        target.prepare(net)
     model = net.model if net is not None else target.module
     assert model is not None
     if net is not None and not isinstance(net.model, Decoder):
@@ -121,8 +124,10 @@ def _net(target: Target, text: str, vocab: int) -> tuple[Net | None, Tokenizer]:
 
 def _announce(console: Console, target: Target, trainer: Trainer, bigram: float, resumed: bool) -> None:
     s, corpus = trainer.settings, trainer.corpus
-    count = sum(trainer.state[f"params/{n}"].size for n in trainer.step.params)
-    console.print(f"[bold]{target.name}[/]  {count:,} parameters, vocabulary {corpus.V:,}", soft_wrap=True)
+    sizes = {p: trainer.state[f"params/{n}"].size for n, p in trainer.step.params.items()}
+    count, learns = sum(sizes.values()), sum(k for p, k in sizes.items() if p.attrs.get("trained", True))
+    trained = "" if learns == count else f", {learns:,} of them trained"
+    console.print(f"[bold]{target.name}[/]  {count:,} parameters{trained}, vocabulary {corpus.V:,}", soft_wrap=True)
     console.print(
         f"text  {len(corpus.train):,} tokens to train on, {len(corpus.held):,} held out; "
         f"add-one bigram {bigram:.3f} nats",
@@ -199,7 +204,9 @@ def _write(out: Path, target: Target, trainer: Trainer, net: Net | None, bigram:
     params = trainer.state.params
     if net is not None:
         net.state = params
-        net.save_pretrained(out)
+        if net.adapter is not None:
+            net.save_adapter(out / ADAPTER)
+        (net if net.adapter is None else net.merged()).save_pretrained(out)
     else:  # one's own module: no config describes it
         safetensors.write(out / safetensors.SINGLE, params, {"format": "pt"})
     lines = {
