@@ -21,7 +21,7 @@ from ..tensor import Tensor, as_tensor, topological
 from .finite import locate
 from .nodes import Finding, Place, Site, check_site, definition, input_names, moving, opens
 from .precision import check_precision, paired
-from .reference import distance, norm
+from .reference import EXACT, distance, norm
 from .report import KINK, NO_PATH, NONDETERMINISTIC, PASS, WRONG_SUM, WRONG_VJP, Entry, Report, Residuals
 from .sampling import sample_values, small_sizes
 from .unroll import Unroller, has_loops, unrolled
@@ -221,7 +221,7 @@ class _Run:
                     self.broken = True
             pairs = zip(*(y if isinstance(y, tuple) else (y,) for y in (self.have[t], again)), strict=True)
             spread = max(distance([a], [b]) if _finite(a) and _finite(b) else 0.0 for a, b in pairs)
-            if spread > 0:
+            if spread > EXACT:
                 note = f"computed twice from the same inputs it differs by {spread:.1e} of the largest element"
                 note += "; no derivative is checked before that is mended"
                 self.entries.append(self._entry(t, Finding("", NONDETERMINISTIC, spread, note), 1, ()))

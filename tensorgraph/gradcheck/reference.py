@@ -11,6 +11,8 @@ from ..complex_numpy import guarded, is_complex
 
 STEP = 1e-30  # of the complex step: its square vanishes beside 1, itself stays far from underflow
 EXACT = 1e-12  # residuals up to this are rounding, in float64
+ROUGH = 1e-3  # a reference whose own error is larger decides nothing
+REACHES = (2e-2, 2e-4, 2e-6, 2e-9, 0.5)  # the first steps of differences that are tried, until one settles
 LONG = np.longdouble if np.finfo(np.longdouble).eps < 1e-18 else np.float64  # where there is none, float64 decides
 
 Function = Callable[[list[Any]], list[Any]]
@@ -46,11 +48,24 @@ def complex_step(fn: Function, args: Sequence[Any], tangents: Sequence[Any]) -> 
         )
 
 
-def richardson(fn: Function, args: Sequence[Any], tangents: Sequence[Any], reach: float = 0.02, rows: int = 8) -> Slope:
+def richardson(fn: Function, args: Sequence[Any], tangents: Sequence[Any]) -> Slope:
     """Central differences at halving steps, extrapolated to step 0 in long double (Ridders 1982).
 
     The error is estimated by the distance of neighbours in the table, so it needs no step size.
     """
+    best: Slope | None = None
+    for reach in REACHES:
+        found = extrapolated(fn, args, tangents, reach)
+        if best is None or found.error < best.error:
+            best = found
+        if best.error <= ROUGH:
+            break
+    assert best is not None
+    return best
+
+
+def extrapolated(fn: Function, args: Sequence[Any], tangents: Sequence[Any], reach: float, rows: int = 8) -> Slope:
+    """Richardson extrapolation from differences over `reach`."""
     kinds: list[Any] = [LONG, np.float64] if LONG is not np.float64 else [np.float64]
     for kind in kinds:
         try:
@@ -74,7 +89,7 @@ def _ridders(fn: Function, args: list[Any], tangents: Sequence[Any], reach: floa
             down = fn([a if u is None else a - u * h for a, u in zip(args, tangents, strict=True)])
             return [np.asarray((p - m) / (2 * h)) for p, m in zip(up, down, strict=True)]
 
-    noise = _noise(fn, args, tangents)
+    noise = _noise(fn, args, tangents, reach / 2000)
     above: list[list[Any]] = []
     best, error = None, np.inf
     for k in range(rows):
@@ -96,7 +111,7 @@ def _ridders(fn: Function, args: list[Any], tangents: Sequence[Any], reach: floa
     return Slope([np.asarray(b, np.float64) for b in best], float(error), "Richardson")
 
 
-def _noise(fn: Function, args: list[Any], tangents: Sequence[Any], h: float = 1e-5) -> float:
+def _noise(fn: Function, args: list[Any], tangents: Sequence[Any], h: float) -> float:
     """How unsteady fn's values are: its fourth differences over steps too small for a smooth function to have any.
 
     The idea of ECnoise (More and Wild 2011); it finds, for instance, a result that was rounded to float32.
@@ -143,6 +158,11 @@ def jvp(fn: Function, args: Sequence[Any], tangents: Sequence[Any], trusted: boo
     size = max((norm(r) for r in rough.value), default=0.0)
     gap = max((norm(s - r) for s, r in zip(sharp.value, rough.value, strict=True)), default=0.0)
     return sharp if gap <= max(1e-6, 100 * rough.error) * size else rough
+
+
+def agrees(residual: float, slope: Slope) -> bool:
+    """Whether a residual is no more than the reference itself may be off; none that is too rough to decide agrees."""
+    return residual <= max(EXACT, min(10 * slope.error, 10 * ROUGH))
 
 
 def adjoint_residual(cotangent: Any, u: Any, cotangents: Sequence[Any], slope: Sequence[Any]) -> float:

@@ -41,7 +41,8 @@ def test_torch_function_right_and_wrong(dtype):
     (entry,) = check_torch(torch_op(1.01)[1], x, w).wrong
     assert (entry.op, entry.input, entry.note) == ("Layer", "w", "it gives 1.01 times the derivative")
     (entry,) = check_torch(torch_op(1.0, False)[1], x, w).wrong
-    assert (entry.input, entry.note) == ("w", "it gives 0, the derivative is not")
+    assert (entry.verdict, entry.input) == ("NO PATH", "w")
+    assert entry.note == "no gradient is given for it, and the result depends on it"
 
 
 def test_torch_functions_of_tensors():
@@ -102,3 +103,33 @@ def test_jax_functions_of_arrays():
     assert report and [e.verdict for e in report.entries] == ["KINK"]
     (entry,) = check_jax(lambda x: x * jax.lax.stop_gradient(x), X).wrong
     assert entry.note == "it gives 0.5 times the derivative"
+
+
+def test_torch_function_with_a_number():
+    """A float that is no tensor is held as it is, results that are no floating tensors are left out."""
+    torch = pytest.importorskip("torch")
+
+    class Exp(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, k):
+            ctx.save_for_backward(x)
+            ctx.k = k
+            return torch.exp(x) * k
+
+        @staticmethod
+        def backward(ctx, g):
+            return g * torch.exp(ctx.saved_tensors[0]) * ctx.k, None
+
+    x = torch.tensor(X)
+    assert check_torch(Exp, x, 2.0)
+    assert check_torch(lambda w: (w.sin(), w.argmax()), x)
+    (entry,) = check_torch(lambda w: w.detach() * 2, x).wrong
+    assert (entry.verdict, entry.input) == ("NO PATH", "w")
+    (entry,) = check_torch(lambda w: torch.dropout(w, 0.5, True), x).wrong
+    assert entry.verdict == "NONDETERMINISTIC"
+
+
+def test_jax_pytrees():
+    jax = pytest.importorskip("jax")
+    report = check_jax(lambda p, k: (jax.numpy.tanh(p["a"]) * k, p["b"].argmax()), {"a": X, "b": X + 1}, 2.0)
+    assert report and [list(e.inputs) for e in report.entries] == [["p['a']"], ["p['b']"]]
