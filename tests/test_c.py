@@ -191,23 +191,52 @@ def test_polynomials_are_as_close_as_they_say():
         assert np.max(np.abs(got[name].astype("float64") - want)[~top] / unit[~top]) <= ulps, name
 
 
+SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0, 0.5, 88.0, -88.0, 89.0, -104.0, 1e-40, 3e38, -3e38, 1e-30]
+
+
+def same_specials(got, want, rtol, what):
+    """Equal in where they are nan, where infinite, and elsewhere close."""
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(want), err_msg=what)
+    infinite = np.isinf(want)
+    np.testing.assert_array_equal(np.isinf(got), infinite, err_msg=what)
+    np.testing.assert_array_equal(np.asarray(got)[infinite], np.asarray(want)[infinite], err_msg=what)
+    fine = np.isfinite(want)
+    np.testing.assert_allclose(np.asarray(got)[fine], np.asarray(want)[fine], rtol=rtol, atol=1e-35, err_msg=what)
+
+
 @pytest.mark.parametrize("strict", [False, True])
-def test_nan_and_infinity_are_kept(strict):
-    x = tg.input("x", (4,))
-    ys = {
-        "exp": tg.exp(x),
-        "tanh": tg.tanh(x),
-        "max": tg.max(x),
-        "maximum": tg.maximum(x, 0.0),
-        "relu": tg.relu(x),
-        "sign": tg.sign(x),
-    }
-    given = np.array([np.nan, np.inf, -np.inf, 1.0], "float32")
-    with np.errstate(all="ignore"):
-        want = tg.compile(ys, backend="numpy")(x=given)
-    got = tg.compile(ys, backend="c", strict=strict)(x=given)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_nan_and_infinity_of_elementwise_ops(strict, dtype):
+    a, b = (v.ravel() for v in np.meshgrid(np.array(SPECIAL, dtype), np.array(SPECIAL, dtype)))
+    x, y = tg.input("x", a.shape, dtype), tg.input("y", a.shape, dtype)
+    ys = {}
+    for name, op in OPS.items():
+        if op.style in ("elementwise", "activation") and not op.attrs and len(op.inputs) < 3 and name[:7] != "logical":
+            ys[name] = op(*[x, y][: len(op.inputs)])
+    assert len(ys) > 25, sorted(ys)
+    sizes = {"x": a, "y": b}
+    want = tg.compile(ys, backend="numpy")(**sizes)
+    got = tg.compile(ys, backend="c", strict=strict)(**sizes)
     for n in ys:
-        np.testing.assert_allclose(got[n], want[n], rtol=1e-6, err_msg=n)
+        same_specials(got[n], want[n], 1e-6 if dtype == "float32" else 1e-14, n)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_wherever_they_stand_in_a_row(strict, special):
+    """Also where a row ends in less than a vector, and where a region has many parts."""
+    n = 37
+    x = tg.input("x", (tg.dim("rows"), n))
+    ys = {"sum": tg.sum(x, 1), "max": tg.max(x, 1), "min": tg.min(x, 1), "columns": tg.max(x, 0), "sums": tg.sum(x, 0),
+          "softmax": tg.softmax(x), "logsumexp": tg.logsumexp(x, axis=1), "norm": tg.layer_norm(x, None, None),
+          "argmax": tg.argmax(x, axis=1), "total": tg.sum(x), "most": tg.max(x), "least": tg.min(x)}  # fmt: skip
+    f, plain = tg.compile(ys, backend="c", strict=strict), tg.compile(ys, backend="numpy")
+    given = np.random.default_rng(0).standard_normal((2 * n, n)).astype("float32")
+    given[np.arange(n), np.arange(n)] = special
+    for a in (given, given[n:]):
+        want, got = plain(x=a), f(x=a)
+        for name in ys:
+            same_specials(got[name], want[name], 1e-4, name)
 
 
 def test_arrays_that_are_not_contiguous():

@@ -78,6 +78,11 @@ class Step(Kernel):
         return self.pieces[0].kind not in ("special", "python")
 
 
+def generated(k: Kernel) -> bool:
+    """Whether a step becomes code of its own, rather than a call of a record's forward."""
+    return isinstance(k, Step) and k.pieces[0].kind != "python"
+
+
 def fuse(program: Program, maps: Container[str], special: Container[str], limit: int = WIDEST) -> Program:
     """The program in steps: pieces grouped into regions, ordered anew, with places in memory planned anew."""
     pieces = list(_pieces(program, maps, special))
@@ -206,7 +211,7 @@ class _Group:
     def __init__(self, pieces: list[Piece], columns: Dim | None) -> None:
         self.pieces, self.columns = pieces, columns
         self.size = pieces[0].size
-        self.first, self.last = pieces[0].index, pieces[-1].index
+        self.top = pieces[-1].index  # the last piece of it, or of any group that must run before it
         self.recomputed = pieces[0].kernel.node.scope.kind == "recomputed"  # these come late, and stay by themselves
 
 
@@ -219,6 +224,7 @@ class _Grouping:
         self.maker: dict[Value, list[Piece]] = {}
         self.writers: dict[Value, list[Piece]] = {}
         self.preds: list[list[int]] = []
+        self.succs: list[list[int]] = []
         self.readers: dict[Value, list[Piece]] = {}
 
     def run(self) -> list[Step]:
@@ -259,6 +265,9 @@ class _Grouping:
                 self.writers.setdefault(v.root, []).append(p)
         before.discard(p.index)
         self.preds.append(sorted(before))
+        self.succs.append([])
+        for q in before:
+            self.succs[q].append(p.index)
 
     def _candidates(self, p: Piece) -> list[int]:
         makers = [q for q in self.preds[p.index] if self.pieces[q].kind not in ("special", "python")]
@@ -295,6 +304,14 @@ class _Grouping:
         joined.size = size
         for p in pieces:
             self.group[p.index] = joined
+        joined.top = max(a.top, b.top)
+        stack = [joined]
+        while stack:
+            g = stack.pop()
+            for after in {self.group[q] for p in g.pieces for q in self.succs[p.index]}:
+                if after.top < joined.top:
+                    after.top = joined.top
+                    stack.append(after)
         return True
 
     def _as_rows(self, a: _Group, b: _Group) -> list[Piece] | None:
@@ -311,13 +328,13 @@ class _Grouping:
 
     def _between(self, a: _Group, b: _Group) -> bool:
         """Whether another group must run after one of the two and before the other."""
-        first = min(a.first, b.first)
+        least = min(a.top, b.top)
         stack = [self.group[q] for g in (a, b) for p in g.pieces for q in self.preds[p.index]]
         stack = [g for g in stack if g is not a and g is not b]
         seen: set[_Group] = set()
         while stack:
             g = stack.pop()
-            if g in seen or g.last < first:
+            if g in seen or g.top < least:
                 continue
             seen.add(g)
             if len(seen) > 300:
