@@ -147,6 +147,26 @@ def params(
         screen.print(tables.totals(found))
 
 
+@app.command(epilog="Example: tensorgraph where llama-2-7b mistral-7b")
+def where(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Llama-2-7B, Mistral-7B and LLaVA-1.5 if none.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Where a 7B model's parameters live: the source document's figures, and exact ones."""
+    from . import where as places
+
+    if as_json:
+        return print_json(places.to_json(models or places.MODELS))
+    found = {name: places.counts(name) for name in models or places.MODELS}
+    screen = console()
+    screen.print(places.table(found))
+    screen.print()
+    for line in places.notes(found):
+        screen.print(line, markup=False)
+
+
 @app.command(epilog="Example: tensorgraph show mini-268 --backward -d B=2")
 def show(
     model: Model,
