@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -263,16 +263,18 @@ class Compiled:
         self.graph.check_binding(values)
         plan = memory.plan(program, values)
 
-        def total(ts: Any) -> int:
-            return sum(dims.evaluate(dims.size(t.shape), values) * t.dtype.size for t in ts)
+        def total(vs: Iterable[programs.Value]) -> int:
+            return sum(dims.evaluate(dims.size(v.shape), values) * v.dtype.size for v in vs)
 
-        given = total(v.node for v in program.leaves.values())
-        returned = total(v.node for n, v in program.outputs.items() if n not in program.donated)
-        tables = total(v.node for v in program.values if v.kind == "table")
+        given = total(program.leaves.values())
+        returned = total(v for n, v in program.outputs.items() if n not in program.donated)
+        tables = total(v for v in program.values if v.kind == "table")
+        own = (k for k in program.kernels if numpy_backend.returns(k) and not fuse.generated(k))
+        scratch = max((total(k.outputs) for k in own), default=0)
         largest = [(size, f"{t.op.name} {t.path}".rstrip(), t.where) for size, t in plan.live[:5]]
-        largest += [(total([v.node]), key, "") for key, v in program.leaves.items()]
+        largest += [(total([v]), key, "") for key, v in program.leaves.items()]
         largest.sort(key=lambda row: -row[0])
-        return MemoryReport(plan.arena, given, returned, tables, largest[:5])
+        return MemoryReport(plan.arena, given, returned, tables, scratch, largest[:5])
 
     def cost(self, binding: Any = None) -> Cost:
         """What the compiled graph costs, after all passes: what is computed again counts under `recomputed`."""
@@ -437,25 +439,28 @@ class Compiled:
 
 
 class MemoryReport(NamedTuple):
-    """Bytes: arena for intermediates, arrays given (parameters, state, inputs), returned, tables; largest live ones."""
+    """Bytes: arena for intermediates, arrays given (parameters, state, inputs), returned, tables; scratch for what
+    NumPy's kernels return before it is put in its place; the largest values alive at once."""
 
     arena: int
     given: int
     returned: int
     tables: int
+    scratch: int
     largest: list[tuple[int, str, str]]
     note: str = ""
 
     @property
     def peak(self) -> int:
-        """All of it together: what the process grows by at most, the kernels' own scratch aside."""
-        return self.arena + self.given + self.returned + self.tables
+        """All of it together: what the process grows by at most."""
+        return self.arena + self.given + self.returned + self.tables + self.scratch
 
     def __str__(self) -> str:
         lines = [
             f"peak {self.peak / 1e6:,.1f} MB = arena {self.arena / 1e6:,.1f}"
             f" + parameters, state and inputs {self.given / 1e6:,.1f}"
-                 f" + results {self.returned / 1e6:,.1f} + tables {self.tables / 1e6:,.1f}"]  # fmt: skip
+                 f" + results {self.returned / 1e6:,.1f} + tables {self.tables / 1e6:,.1f}"
+                 f" + scratch {self.scratch / 1e6:,.1f}"]  # fmt: skip
         lines += [f"  {size / 1e6:10,.2f} MB  {path}  {where}".rstrip() for size, path, where in self.largest]
         lines += [self.note] if self.note else []
         return "\n".join(lines)

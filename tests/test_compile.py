@@ -254,7 +254,8 @@ def test_memory_is_told_before_a_call(model):
     assert report.arena == bound.memory.arena and bound.arena.nbytes <= report.arena + 64
     assert report.given == sum(v.nbytes for v in a.values())
     assert report.returned == 4 + 2 * 3 * 7 * 4
-    assert report.peak == report.arena + report.given + report.returned + report.tables
+    assert report.scratch == 4 * 2 * 3 * 4  # take returns its rows
+    assert report.peak == report.arena + report.given + report.returned + report.tables + report.scratch
     assert str(report).startswith("peak ") and report.largest[0][0] >= report.largest[-1][0]
     assert first(f.memory, "B=2") == "SizeError[TG007] no value for V, d, T"
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import tensorgraph as tg
+from tensorgraph.backends import cpu
 from tensorgraph.errors import TensorgraphError
 from tensorgraph.ops.random import dropout
 from tensorgraph.passes import remat
@@ -92,7 +97,8 @@ def test_the_same_bits_from_less_memory(make: Any) -> None:
 
 
 def test_generated_c_computes_again_too() -> None:
-    pytest.importorskip("tensorgraph.backends.cpu").compiler() or pytest.skip("no compiler")
+    if cpu.compiler() is None:
+        pytest.skip("no compiler")
     made = gpt()
     before, kept = trained(made, "none", "c")
     after, step = trained(made, "block", "c")
@@ -190,3 +196,16 @@ def test_a_graph_compiled_again_runs_in_the_same_order() -> None:
     orders = [[(k.node.op.name, k.node.where) for k in s.compiled.program.kernels] for s in steps]
     assert orders[0] == orders[1]
     assert len({s.memory().arena for s in steps}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell a process's size")
+@pytest.mark.parametrize("backend", ["numpy", "c"])
+def test_the_predicted_peak_is_what_the_process_grows_by(backend: str) -> None:
+    """Within 5 %, over its size after import and one warm product."""
+    if backend == "c" and cpu.compiler() is None:
+        pytest.skip("no compiler")
+    script = Path(__file__).parent / "benchmarks" / "memory.py"
+    ran = subprocess.run([sys.executable, script, "S", backend], capture_output=True, text=True, check=True)
+    row = json.loads(ran.stdout)
+    assert 0.95 < row["ratio"] < 1.05, row

@@ -159,9 +159,11 @@ class Lowered:
             args = [self._literal(v) or self._ref(v) for v in k.inputs]
             return f"np.{op.ufunc}({', '.join(args)}, out={outs[0]})"
         args = [self._ref(v) for v in k.inputs]
-        half = any(v.dtype.is_float and v.dtype.size == 2 for v in (*k.inputs, *k.outputs))
+        half = _half(k)
         if op.name == "matmul" and not half:
             return f"np.matmul({', '.join(args)}, out={outs[0]})"
+        if op.name == "cast":
+            return f"np.copyto({outs[0]}, {args[0]}, casting='unsafe')"
         if op.forward_fn is None:
             raise interpret.no_forward(op)
         self._records[op.name] = op.forward_fn
@@ -192,6 +194,18 @@ class Lowered:
         lines += _function("views", "s, a, v", ["v.s = s", *self.views_lines])
         lines += _function("step", "P, v", self.step_lines)
         return "\n".join(lines) + "\n"
+
+
+def _half(k: Kernel) -> bool:
+    return any(v.dtype.is_float and v.dtype.size == 2 for v in (*k.inputs, *k.outputs))
+
+
+def returns(k: Kernel) -> bool:
+    """Whether a kernel makes an array of its own, which is then copied to its place: memory that no plan knows."""
+    op = k.node.op
+    if k.kind == "copy" or op.name == "cast" or op.ufunc:
+        return False
+    return _half(k) or not (op.forward_out or op.name == "matmul")
 
 
 def _function(name: str, args: str, body: list[str]) -> list[str]:

@@ -78,9 +78,13 @@ def segment_sum(x: Tensor, ids: Tensor, count: Any, axis: int = 0) -> Tensor:
 
 
 @segment_sum.forward
-def _(xp: Any, x: Any, ids: Any, count: int, axis: int) -> Any:
+def _(xp: Any, x: Any, ids: Any, count: int, axis: int, out: Any = None) -> Any:
     lead = x.shape[:axis]
-    y = xp.zeros((*lead, count, *x.shape[axis + ids.ndim :]), x.dtype)
+    if out is None:
+        y = xp.zeros((*lead, count, *x.shape[axis + ids.ndim :]), x.dtype)
+    else:
+        y = out
+        y.fill(0)
     flat = xp.reshape(x, (*lead, ids.size, *x.shape[axis + ids.ndim :]))
     xp.add.at(y, (slice(None),) * axis + (xp.reshape(ids, (-1,)),), flat)
     return y
