@@ -487,6 +487,8 @@ def test_the_tour_says_what_was_computed(tour: tuple[Path, str]) -> None:
     assert "after:  The cat sat on a mat ." in text
     assert "ShapeError[TG101] matmul: inner sizes differ: 'hidden' of x against 'width' of mlp.down" in text
     assert "= 405,853,388,800" in text
+    assert re.search(r"^all +7,063,427,072 of 7,063,427,072 +100\.00 % +1\.825e\+13 +100 % ", text, re.M)
+    assert re.search(r"^bridge-only +20,979,712 of 7,063,427,072 +0\.30 % +9\.038e\+12 +50 % ", text, re.M)
     assert "\x1b" not in text
     for path in re.findall(r"bytes  (\S+)$", text, re.M):
         assert (folder / path).stat().st_size > 0

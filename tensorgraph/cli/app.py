@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PIPED_WIDTH = 160  # columns where the output is no terminal: tables are then read by programs, not folded
 
-TOUR = "weights, positions, attention, gradients, culprit, learning, shapes, symbols, pictures"
+TOUR = "weights, positions, attention, gradients, culprit, learning, shapes, symbols, stages, pictures"
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from rich.text import Text
@@ -19,6 +19,7 @@ from rich.text import Text
 import tensorgraph as tg
 from tensorgraph import testing
 from tensorgraph.autodiff import expanded
+from tensorgraph.cost import cost
 from tensorgraph.errors import ModelError, ShapeError
 from tensorgraph.graph import Graph
 from tensorgraph.models import presets
@@ -36,10 +37,11 @@ from .target import open_target
 if TYPE_CHECKING:
     from rich.console import Console
 
-MINI, MIDDLE, LARGE = "mini-268", "mini-11776", "llama-3.1-405b"
+MINI, MIDDLE, LARGE, SEEING = "mini-268", "mini-11776", "llama-3.1-405b", "llava-1.5-7b"
 SENTENCE = "The cat sat on a mat"
 PROMPT, ANSWER = "The cat sat on a", "mat"
 STEPS, RATE, SEED = 400, 0.01, 3
+STAGES = ("all", "bridge+lora", "bridge-only")
 
 # What the documents say, to be set beside what is computed here.
 DOCUMENT = {"Query": 20, "Key": 20, "Value": 20, "Output": 20, "Up-Projection": 80, "Down-Projection": 68, "Head": 40}
@@ -275,6 +277,30 @@ def symbols(tour: Tour) -> None:
     tour.command(f"params {LARGE}", f"check {LARGE} -d n=2")
 
 
+def stages(tour: Tour) -> None:
+    """LLaVA learns in stages: what is frozen costs no gradient of its own"""
+    sizes = ["B=1", "T=640", "I=1"]
+    columns = ("trained", "of all", "backward FLOPs", "of full", "gradients + AdamW")
+    table = tables.plain("stage", *columns, right=columns)
+    full: Any = None
+    for mode in STAGES:
+        target = open_target(SEEING, sizes).train(mode)
+        assert target.module is not None
+        found = cost(target.trace(gradients=True), target.binding, parameters=target.module.parameters())
+        counts, backward = cast("Any", found.parameters), cast("Any", found.backward.products)
+        full = full or backward
+        held = cast("Any", found.bytes["gradients"]) + cast("Any", found.bytes["optimiser"])
+        share = f"{100 * counts['trained'] / counts['total']:.2f} %"
+        table.add_row(mode, f"{counts['trained']:,} of {counts['total']:,}", share, f"{backward:.3e}",
+                      f"{100 * backward / full:.0f} %", f"{held / 1e9:.2f} GB")  # fmt: skip
+    tour.out.print(table)
+    tour.say(
+        "one image and 64 tokens; in bridge-only gradients still flow through the frozen language model, and the "
+        "tower below the bridge has no backward node at all"
+    )
+    tour.command(f"cost {SEEING} -d B=1 -d T=640 -d I=1 --mode bridge-only", "where")
+
+
 def pictures(tour: Tour) -> None:
     """Pictures, and all files written"""
     names = [tour.folder / f"{MINI}{suffix}" for suffix in (".svg", ".png", ".mmd")]
@@ -288,7 +314,8 @@ def pictures(tour: Tour) -> None:
 
 
 STEPS_OF_TOUR: dict[str, Callable[[Tour], None]] = {
-    f.__name__: f for f in (weights, positions, attention, gradients, culprit, learning, shapes, symbols, pictures)
+    f.__name__: f
+    for f in (weights, positions, attention, gradients, culprit, learning, shapes, symbols, stages, pictures)
 }
 
 
