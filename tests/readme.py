@@ -3,6 +3,7 @@
 `python tests/readme.py` rewrites the outputs; `--check` exits 1 naming the stale ones. Two kinds of block are run:
 a `console` block, whose lines after `$` are commands, and a `python` block that a `text` block follows at once.
 Blocks of kind `console no-run` are commands too slow for that: their outputs are pasted from a run, and say so.
+A picture that an example saves and the README shows (by the same file name) is kept where the README shows it.
 Durations vary between machines, so a number followed by "s" or "ms" is compared as a duration, whatever it is.
 """
 
@@ -16,6 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.M | re.S)
+SHOWN = re.compile(r"!\[[^]]*\]\(([\w/.-]+\.svg)\)")
+SAID = re.compile(r">([^<>]+)</text>|(?:fill|stroke)=\"([^\"]+)\"")
 DURATION = re.compile(r"\b\d[\d.,]*(?= ?m?s\b)")
 
 
@@ -70,6 +73,19 @@ def stale(old: str, new: str) -> list[str]:
     )
 
 
+def pictures(text: str, folder: Path) -> dict[Path, str]:
+    """Of the pictures that a README shows, those that its examples have saved in a folder: path, and SVG."""
+    made = {ROOT / shown: folder / Path(shown).name for shown in SHOWN.findall(text)}
+    return {shown: path.read_text(encoding="utf-8") for shown, path in made.items() if path.is_file()}
+
+
+def stale_pictures(made: dict[Path, str]) -> list[str]:
+    """Those that say something else, or in other colours; where things stand is the layout engine's affair."""
+    have = {path: path.read_text(encoding="utf-8") if path.is_file() else "" for path in made}
+    old = [path for path, svg in made.items() if sorted(SAID.findall(svg)) != sorted(SAID.findall(have[path]))]
+    return [f"{path.relative_to(ROOT)} shows something else" for path in old]
+
+
 if __name__ == "__main__":
     import tempfile
 
@@ -77,8 +93,12 @@ if __name__ == "__main__":
     old = path.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as scratch:
         new = fresh(old, Path(scratch))
+        made = pictures(old, Path(scratch))
     if "--check" in sys.argv:
-        differences = stale(old, new)
+        differences = stale(old, new) + stale_pictures(made)
         print("\n".join(differences) if differences else "README is fresh")
         sys.exit(bool(differences))
     path.write_text(new, encoding="utf-8")
+    for shown, svg in made.items():
+        if stale_pictures({shown: svg}):
+            shown.write_text(svg, encoding="utf-8")
