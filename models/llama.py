@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tensorgraph.dims import evaluate
 from tensorgraph.errors import ModelError
 
 from .architecture import Architecture, builder
-from .decoder import FULL, SLIDING, Plan, Sizes, whole
+from .decoder import FULL, SLIDING, Plan, Sizes, padding_row, whole
 from .moe import Routing
+from .parts import NEEDED, SCALINGS, choose
+from .settings import ROTATION, Rotation, Settings
 
 NAMES = (
     ("embed.", "model.embed_tokens."),
@@ -137,18 +140,26 @@ PHI3 = LLAMA | {
 }
 
 
-def rope_parameters(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Parameters of the rotation by layer type, from `rope_parameters` or the older `rope_theta` and `rope_scaling`."""
-    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if not isinstance(given, Mapping):
-        raise ModelError("TG913", f"rope_parameters must be an object, not {given!r}")
-    nested = {kind: given[kind] for kind in (FULL, SLIDING) if isinstance(given.get(kind), Mapping)}
-    out = {}
+def rope_parameters(config: Mapping[str, Any], renamed: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """Parameters of the rotation by layer type, from `rope_parameters` or the older `rope_theta` and `rope_scaling`.
+
+    `renamed`: rotations that are called otherwise. Raises ModelError: TG912 an unknown rope_type, TG913 a parameter
+    that is missing or malformed.
+    """
+    field = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    given = Rotation(config.get(field) or {}, f"{getattr(config, 'inside', '')}{field}.")
+    nested = {kind: given[kind] for kind in (FULL, SLIDING) if given.get(kind) is not None}
+    if nested and FULL not in nested:
+        raise ModelError("TG913", f"{given.inside}{FULL} is missing")
+    out: dict[str, dict[str, Any]] = {}
     for kind, own in (nested or {FULL: given}).items():
-        p = {key: value for key, value in own.items() if value is not None}
+        inside = f"{given.inside}{kind}." if nested else given.inside
+        p = Rotation({key: value for key, value in own.items() if value is not None}, inside)
         if nested:  # transformers reads this one beside the layer types
             p["truncate"] = given.get("truncate", True)
-        p["rope_type"] = p.get("rope_type", p.get("type", "default"))
+        said = "rope_type" if "rope_type" in p or "type" not in p else "type"
+        p["rope_type"] = p.get(said, "default")
+        p["rope_type"] = (renamed or {}).get(p["rope_type"], p["rope_type"])
         for key in ("rope_theta", "partial_rotary_factor"):
             if config.get(key) is not None:
                 p.setdefault(key, config[key])
@@ -157,8 +168,39 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         p.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
         if trained is not None:
             p["original_max_position_embeddings"] = trained
+        choose(inside + said, p["rope_type"], SCALINGS)
+        if missing := [key for key in NEEDED[p["rope_type"]] if key not in p]:
+            text = f"{inside}{missing[0]} is missing: rope_type {p['rope_type']!r} needs it"
+            raise ModelError("TG913", text)
+        p.check(ROTATION)
         out[kind] = p
     return out
+
+
+def check_head(config: Mapping[str, Any], head_size: str, k: int, rope: Mapping[str, Any]) -> None:
+    """Raise ModelError[TG913] for a head that cannot be turned in pairs, or not with these divisors."""
+    inside, kind = getattr(config, "inside", ""), rope["rope_type"]
+    field = head_size if config.get(head_size) is not None else "hidden_size / num_attention_heads"
+    share = rope.get("partial_rotary_factor", 1.0)
+    turned = int(k * share)
+    of = f"{inside}{field} = {k}" + (f", of which partial_rotary_factor = {share} makes {turned}" if share != 1 else "")
+    if turned < 2 or turned % 2:
+        raise ModelError("TG913", f"{of}: rotary positions turn pairs, so it must be even")
+    if kind == "dynamic" and turned == 2:
+        raise ModelError("TG913", f"{of}: rope_type 'dynamic' needs more than one pair")
+    for key in ("short_factor", "long_factor"):
+        if kind == "longrope" and len(rope[key]) != turned // 2:
+            where = getattr(rope, "inside", "")
+            raise ModelError("TG913", f"{where}{key} has {len(rope[key])} numbers for {turned // 2} pairs")
+
+
+def literal_head(rope: Mapping[str, Any], config: Mapping[str, Any], head_size: str) -> bool:
+    """Whether a rotation needs the head size as a number.
+
+    The divisors of longrope are a list as long as half a head; a share of a head that is not whole is cut.
+    """
+    k = config.get(head_size) or whole(config, "hidden_size") / whole(config, "num_attention_heads")
+    return rope["rope_type"] in ("longrope", "su") or k * rope.get("partial_rotary_factor", 1.0) % 1 != 0
 
 
 Parts = Callable[[Mapping[str, Any], Sizes], Mapping[str, Any]]
@@ -173,16 +215,25 @@ def family(
     """
 
     def plan(config: Mapping[str, Any], size: Sizes) -> Plan:
-        own = {"ropes": rope_parameters(config), **flags(config)}
+        own = dict(flags(config))
+        if "ropes" not in own:
+            own["ropes"] = rope_parameters(config)
         if not own.pop("partial_rotary", False):  # read by Phi-3, and elsewhere for scaled types alone
             for p in own["ropes"].values():
                 if p["rope_type"] == "default":
                     p.pop("partial_rotary_factor", None)
-        # The divisors of longrope are a list as long as half a head, so the head size is the number it has.
-        literal = any(p["rope_type"] in ("longrope", "su") for p in own["ropes"].values())
+        literal = any(literal_head(p, config, head_size) for p in own["ropes"].values())
         d, H, k = size.heads("hidden_size", "num_attention_heads", head_size, literal=literal)
-        grouped = config["num_key_value_heads"] is not None
-        V, padding = size("V", "vocab_size"), config["pad_token_id"]
+        for p in own["ropes"].values():
+            check_head(config, head_size, evaluate(k, size.binding), p)
+        V, G = size("V", "vocab_size"), H
+        if (groups := config["num_key_value_heads"]) is not None:
+            G = size("G", "num_key_value_heads")
+            if (heads := whole(config, "num_attention_heads")) % groups:
+                raise ModelError(
+                    "TG913",
+                    f"{size.inside}num_attention_heads = {heads} is not divisible by num_key_value_heads = {groups}",
+                )
         count = size.layers("num_hidden_layers")
         types = own.pop("layer_types", None) or ()
         if types and type(count) is not int:
@@ -194,14 +245,16 @@ def family(
                 )
             types = ()
         if types and len(types) < count:
-            raise ModelError("TG913", f"layer_types has {len(types)} entries for {count} layers")
+            raise ModelError("TG913", f"{size.inside}layer_types has {len(types)} entries for {count} layers")
+        if other := [kind for kind in types if kind not in (FULL, SLIDING)]:
+            raise ModelError("TG912", f"{size.inside}layer_types: {other[0]!r} is not supported")
         return Plan(
             **{
                 "V": V,
                 "d": d,
                 "f": size("f", "intermediate_size"),
                 "H": H,
-                "G": size("G", "num_key_value_heads") if grouped else H,
+                "G": G,
                 "k": k,
                 "n": count,
                 "layer_types": tuple(types[:count]) if types else (),
@@ -209,7 +262,7 @@ def family(
                 "activation": config["hidden_act"],
                 "tied": bool(config["tie_word_embeddings"]),
                 "packed": config.get("use_cache") is False,  # a cache hides jumps from transformers
-                "padding": padding % whole(config, "vocab_size") if padding is not None else None,
+                "padding": padding_row(config),
                 **own,
                 **(parts(config, size) if parts else {}),
             }
@@ -263,35 +316,43 @@ def _gemma2(c: Mapping[str, Any], pattern: int = 2) -> dict[str, Any]:
         "activation": c["hidden_activation"],
         "post_norms": True,
         "scale": float(c["query_pre_attn_scalar"]) ** -0.5,
-        "window": c["sliding_window"],
+        "window": whole(c, "sliding_window"),
         "layer_types": types,
         "softcap": c["attn_logit_softcapping"],
         "logit_softcap": c["final_logit_softcapping"],
     }
 
 
-def _gemma3(c: Mapping[str, Any]) -> dict[str, Any]:
-    ropes = rope_parameters(c)
-    local = {"rope_type": "default", "rope_theta": c["rope_local_base_freq"]}
-    ropes.setdefault(SLIDING, local)
+def _gemma3(c: Settings) -> dict[str, Any]:
+    given, scaling = Rotation(c.get("rope_parameters") or {}, "rope_parameters."), c.get("rope_scaling") or {}
+    full, local = (given.get(kind) or {"rope_type": "default"} for kind in (FULL, SLIDING))
+    local = {"rope_theta": c["rope_local_base_freq"], **local}
+    ropes = rope_parameters(c.changed(rope_scaling=None, rope_parameters={FULL: {**full, **scaling}, SLIDING: local}))
     # transformers reads attn_logit_softcapping and does not use it.
     return {**_gemma2(c, c["sliding_window_pattern"]), "softcap": None, "qk_norm": True, "ropes": ropes}
 
 
 def _phi3(c: Mapping[str, Any]) -> dict[str, Any]:
-    ropes = rope_parameters(c)
-    for p in ropes.values():
-        p["rope_type"] = "longrope" if p["rope_type"] in ("su", "yarn") else p["rope_type"]
+    ropes = rope_parameters(c, {"su": "longrope", "yarn": "longrope"})
     long = ropes[FULL]["rope_type"] == "longrope"
     renewed = ropes[FULL]["original_max_position_embeddings"] if long else None
     own = {"fused": True, "ropes": ropes, "renewed_after": renewed, "partial_rotary": True}
     return {**_all_sliding(c), **own}
 
 
+def chosen(c: Mapping[str, Any], experts: str) -> int:
+    """How many experts a token uses. Raises ModelError[TG913] if there are not so many."""
+    used, count = whole(c, "num_experts_per_tok"), whole(c, experts)
+    if used > count:
+        inside = getattr(c, "inside", "")
+        raise ModelError("TG913", f"{inside}num_experts_per_tok = {used}, and {experts} = {count}")
+    return used
+
+
 def _mixtral(c: Mapping[str, Any], size: Sizes) -> dict[str, Any]:
     routing = Routing(
         E=size("E", "num_local_experts"),
-        top_k=whole(c, "num_experts_per_tok"),
+        top_k=chosen(c, "num_local_experts"),
         f=size("f", "intermediate_size"),
         balance=float(c["router_aux_loss_coef"]),
         reported=bool(c["output_router_logits"]),

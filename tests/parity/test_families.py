@@ -102,6 +102,14 @@ CONFIGS: dict[str, Config] = {
     "phi3-window": family("Phi3ForCausalLM", 79, PHI3, sliding_window=3, num_key_value_heads=6, pad_token_id=5),
     "phi3-longrope-short": family("Phi3ForCausalLM", 80, PHI3, **longrope(32, 8)),
     "phi3-longrope-long": family("Phi3ForCausalLM", 81, PHI3, **longrope(5, 8)),
+    # Of heads of 6, 4.5 axes would turn: the reference cuts that to 4.
+    "phi3-cut": family(
+        "Phi3ForCausalLM",
+        84,
+        PHI3 | {"hidden_size": 36},
+        ("plain",),
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.75},
+    ),
     "phi3-partial": family(
         "Phi3ForCausalLM", 82, PHI3, **longrope(5, 6, partial_rotary_factor=0.75, attention_factor=1.2)
     ),
