@@ -171,7 +171,10 @@ def threads() -> int:
 @functools.cache
 def library() -> Any:
     """The pool's library, one per process."""
-    made = ctypes.CDLL(build(text("runtime.c").replace('#include "runtime.h"\n', text("runtime.h")), flags(False)))
+    source = text("runtime.c")
+    for part in "runtime.h", "matvec.c":
+        source = source.replace(f'#include "{part}"\n', text(part))
+    made = ctypes.CDLL(build(source, flags(False)))
     found = blas()
     address = [ctypes.cast(f, ctypes.c_void_p) for f in found[:4]] if found else [ctypes.c_void_p()] * 4
     made.tg_init.argtypes = [*[ctypes.c_void_p] * 4, ctypes.c_int]

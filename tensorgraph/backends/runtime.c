@@ -112,10 +112,12 @@ static void plain(const Gemm *g, const void *a, const void *b, void *c, int64_t 
             }
         }
 }
+#include "matvec.c"
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 static void product(const Gemm *g, const void *a, const void *b, void *c, int64_t m, int64_t n) {
     if (m <= 0 || n <= 0) return;
     if (g->k * m * n < 512) { plain(g, a, b, c, m, n); return; }
+    if (few(g, a, b, c, m, n)) return;
     int ta = g->a1 == 1 || g->k == 1 ? 111 : 112, tb = g->b1 == 1 || g->n == 1 ? 111 : 112;
     if (g->k == 1 && g->a1 != 1 && g->a0 == 1) ta = 112;
     if (g->n == 1 && g->b1 != 1 && g->b0 == 1) tb = 112;
@@ -149,9 +151,16 @@ static void gemm_part(Call *call, void *const *args, int64_t lo, int64_t hi, int
 static void gemm(Call *c, const Gemm *g) {
     int64_t count = g->batch[0] * g->batch[1] * g->batch[2];
     double flops = 2.0 * (double)g->m * (double)g->n * (double)g->k;
+    void *args[2] = {(void *)(intptr_t)g, 0};
+    if (is_few(g)) {
+        int64_t parts = count * g->k * g->n / STRIP, cut = count > 1 ? count : g->n;
+        args[1] = (void *)(intptr_t)(count > 1 ? 0 : 2);
+        parts = parts > 16 ? 16 : parts;
+        run(c, gemm_part, args, cut, parts < 1 ? 1 : parts > cut ? cut : parts, count > 1 ? 1 : 16);
+        return;
+    }
     int threads = blas_get ? blas_get() : 1;
     if (threads != 1 && blas_set) blas_set(1);
-    void *args[2] = {(void *)(intptr_t)g, 0};
     if (count > 1) {
         int64_t parts = (int64_t)(flops * (double)count / 1e6);
         parts = parts < 1 ? 1 : parts > count ? count : parts;
