@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tensorgraph.errors import ModelError
+from tensorgraph.io.files import show
 from tensorgraph.nn import Parameter
 
 from . import presets
 from .decoder import Decoder, Planner, Sizes
 from .model import Model
+from .settings import Settings
 
 Names = tuple[tuple[str, str], ...]
 
@@ -38,7 +40,7 @@ class Architecture:
 
     def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config with synonyms resolved and defaults filled in."""
-        own: dict[str, Any] = {self.synonyms.get(key, key): value for key, value in config.items()}
+        own = Settings({self.synonyms.get(key, key): value for key, value in config.items()})
         for key in [key for key in own if "." in key]:  # a field of a config inside: vision_config.hidden_size
             outer, _, inner = key.partition(".")
             own[outer] = {**(own.get(outer) or {}), inner: own.pop(key)}
@@ -62,7 +64,8 @@ class Architecture:
         """The model of a config. Raises ModelError[TG912] for an unknown setting, [TG913] for a malformed one."""
         settings = self.settings(config)
         sizes = Sizes(settings, symbolic, layers)
-        plan = self.plan(settings, sizes)
+        sizes.config.check(("initializer_range", "eos_token_id", "bos_token_id"))
+        plan = self.plan(sizes.config, sizes)
         model = self.model(plan)
         model.names, model.config = getattr(plan, "names", self.names), settings
         model.binding, model.aliases, model.fields = sizes.binding, sizes.aliases, sizes.fields
@@ -81,10 +84,13 @@ def replaced(name: str, start: str, other: str) -> str:
 def find(config: Mapping[str, Any], table: Mapping[str, Architecture]) -> tuple[str, Architecture]:
     """The architecture of a config, by its "architectures" or its "model_type". Raises ModelError[TG911]."""
     named = config.get("architectures") or []
-    for name in [named] if isinstance(named, str) else named:
+    if not isinstance(named, str) and not (isinstance(named, list) and all(isinstance(n, str) for n in named)):
+        raise ModelError("TG913", f"architectures must be a list of texts, not {show(named)}")
+    named = [named] if isinstance(named, str) else named
+    for name in named:
         if name in table:
             return name, table[name]
-    wanted = named[0] if isinstance(named, list) and named else named or config.get("model_type")
+    wanted = named[0] if named else config.get("model_type")
     if not named:
         for name, architecture in table.items():
             if architecture.model_type == config.get("model_type"):

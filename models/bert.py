@@ -19,7 +19,7 @@ from tensorgraph.tensor import Tensor
 from . import encoder
 from .activations import ACTIVATIONS
 from .architecture import Architecture, builder
-from .decoder import PositionTable, Sizes, key_mask, whole
+from .decoder import PositionTable, Sizes, key_mask, padding_row, whole
 from .model import Model, Spec, belongs, ids, under
 from .parts import Context, choose
 
@@ -94,13 +94,12 @@ def plan(config: Mapping[str, Any], size: Sizes) -> Plan:
         raise ModelError("TG912", "is_decoder: BERT as a decoder is not supported")
     if config["position_embedding_type"] != "absolute":
         raise ModelError("TG912", f"position_embedding_type {config['position_embedding_type']!r} is not supported")
-    padding = config["pad_token_id"]
     return Plan(
         V=size("V", "vocab_size"),
         P=size("P", "max_position_embeddings"),
         S=whole(config, "type_vocab_size"),
         layers=encoder.plan_of(config, size, post_norm=True),
-        padding=None if padding is None else padding % whole(config, "vocab_size"),
+        padding=padding_row(config),
         tied=bool(config["tie_word_embeddings"]),
         longest=whole(config, "max_position_embeddings"),
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tensorgraph.dims import Dim
+from tensorgraph.errors import ModelError
 from tensorgraph.nn import Embedding, LayerNorm, Linear, Module, Parameter
 from tensorgraph.ops.elementwise import equal, exp, upcast
 from tensorgraph.ops.indexing import take_along
@@ -121,28 +122,32 @@ class Plan:
         return self.text.longest
 
 
-def vision_plan(config: Mapping[str, Any], size: Sizes) -> VisionPlan:
-    """The plan of a CLIPVisionConfig."""
-    return VisionPlan(layers=encoder.plan_of(config, size), image=image_of(config))
+def vision_plan(config: Mapping[str, Any], size: Sizes, width: str = "hidden_size") -> VisionPlan:
+    """The plan of a CLIPVisionConfig; `width`: another name of its hidden_size."""
+    return VisionPlan(layers=encoder.plan_of(config, size, width), image=image_of(config))
 
 
 def text_plan(config: Mapping[str, Any], size: Sizes) -> TextPlan:
     """The plan of a CLIPTextConfig."""
+    if type(end := config["eos_token_id"]) is not int:
+        inside = getattr(config, "inside", "")
+        raise ModelError("TG913", f"{inside}eos_token_id must be one id, at which texts are read, not {end!r}")
     return TextPlan(
         layers=encoder.plan_of(config, size, causal=True),
         V=size("V", "vocab_size"),
         P=size("P", "max_position_embeddings"),
-        end=int(config["eos_token_id"]),
+        end=end,
         longest=whole(config, "max_position_embeddings"),
     )
 
 
 def plan(config: Mapping[str, Any], size: Sizes) -> Plan:
     """The plan of a CLIPConfig: sizes of the image's tower are marked, d_v."""
-    text, vision = TEXT | (config["text_config"] or {}), VISION | (config["vision_config"] or {})
+    text = size.part("text_config", TEXT | (config["text_config"] or {}), layers=True)
+    vision = size.part("vision_config", VISION | (config["vision_config"] or {}), "_v")
     return Plan(
-        text=text_plan(text, size.part("text_config", text, layers=True)),
-        vision=vision_plan(vision, size.part("vision_config", vision, "_v")),
+        text=text_plan(text.config, text),
+        vision=vision_plan(vision.config, vision),
         p=size("p", "projection_dim"),
     )
 

@@ -20,6 +20,7 @@ from .latent import Latent, LatentAttention
 from .model import Model, Spec, ids
 from .moe import MixtureOfExperts, Routing, balance_loss
 from .parts import Attention, Cache, Context, FeedForward, Routed, Source, norm_of, rotation, sinusoidal
+from .settings import Settings
 
 FULL = "full_attention"
 SLIDING = "sliding_attention"
@@ -265,21 +266,22 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 class Sizes:
     """Makes the sizes of a model: symbols bound to the configured values, or just the values."""
 
-    def __init__(self, config: Mapping[str, Any], symbolic: bool, layers: Dim | None) -> None:
-        self.config, self.symbolic, self.given_layers = config, symbolic, layers
+    def __init__(self, config: Mapping[str, Any], symbolic: bool, layers: Dim | None, inside: str = "") -> None:
+        self.config = Settings(config, inside)
+        self.symbolic, self.given_layers, self.inside = symbolic, layers, inside
         self.binding: dict[str, int] = {}
         self.aliases: dict[str, Dim] = {}
         self.fields: dict[str, str] = {}  # the config's field of each size
-        self.mark = self.inside = ""
+        self.mark = ""
 
     def part(self, field: str, config: Mapping[str, Any], mark: str = "", *, layers: bool = False) -> Sizes:
         """Sizes of a model inside: its config is the field `field`, its symbols are called `d` and `mark`.
 
         `layers`: the number of layers that is asked for is that of this part.
         """
-        inner = Sizes(config, self.symbolic, self.given_layers if layers else None)
+        inner = Sizes(config, self.symbolic, self.given_layers if layers else None, f"{self.inside}{field}.")
         inner.binding, inner.aliases, inner.fields = self.binding, self.aliases, self.fields
-        inner.mark, inner.inside = self.mark + mark, f"{self.inside}{field}."
+        inner.mark = self.mark + mark
         return inner
 
     def __call__(self, name: str, field: str, *, literal: bool = False) -> Dim:
@@ -312,7 +314,7 @@ class Sizes:
         names = {own: own + self.mark for own in ("d", "H", "k")}
         self.fields |= {names["d"]: self.inside + d, names["H"]: self.inside + H}
         if width % heads:
-            raise ModelError("TG913", f"{d} = {width} is not divisible by {H} = {heads}")
+            raise ModelError("TG913", f"{self.inside}{d} = {width} is not divisible by {H} = {heads}")
         if not self.symbolic or literal:
             return width, heads, width // heads
         if heads == 1:
@@ -327,8 +329,20 @@ def whole(config: Mapping[str, Any], field: str) -> int:
     """A positive int of the config. Raises ModelError[TG913]."""
     value = config.get(field)
     if type(value) is not int or value < 1:
-        raise ModelError("TG913", f"{field} must be a positive whole number, not {value!r}")
+        inside = getattr(config, "inside", "")
+        raise ModelError("TG913", f"{inside}{field} must be a positive whole number, not {value!r}")
     return value
+
+
+def padding_row(config: Mapping[str, Any]) -> int | None:
+    """The embedding's row that gets no gradient. Raises ModelError[TG913] for one that is not there."""
+    row, V = config["pad_token_id"], whole(config, "vocab_size")
+    if row is None:
+        return None
+    if not -V <= row < V:
+        inside = getattr(config, "inside", "")
+        raise ModelError("TG913", f"{inside}pad_token_id = {row} is no id: vocab_size = {V}")
+    return int(row % V)
 
 
 Planner = Callable[[Mapping[str, Any], Sizes], Any]

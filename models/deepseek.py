@@ -12,7 +12,7 @@ from tensorgraph.errors import ModelError
 from .architecture import builder
 from .decoder import FULL, Sizes, whole
 from .latent import Latent
-from .llama import LLAMA, NAMES, architecture, rope_parameters
+from .llama import LLAMA, NAMES, architecture, chosen, rope_parameters
 from .moe import Routing
 
 DEEPSEEK_NAMES = (
@@ -87,7 +87,8 @@ def _v3(c: Mapping[str, Any], size: Sizes) -> dict[str, Any]:
 def _parts(c: Mapping[str, Any], size: Sizes, limited: bool, **routing: Any) -> dict[str, Any]:
     rope = rope_parameters(c)[FULL]
     several = rope.get("mscale_all_dim") if rope["rope_type"] != "default" else None
-    stretched = 0.1 * several * math.log(rope["factor"]) + 1.0 if several and rope["factor"] > 1 else 1.0
+    factor = rope.get("factor", 1.0)
+    stretched = 0.1 * several * math.log(factor) + 1.0 if several and factor > 1 else 1.0
     latent = Latent(
         q_rank=size("c_q", "q_lora_rank") if c["q_lora_rank"] is not None else None,
         kv_rank=size("c_kv", "kv_lora_rank"),
@@ -99,19 +100,33 @@ def _parts(c: Mapping[str, Any], size: Sizes, limited: bool, **routing: Any) -> 
         scale=stretched**2,
     )
     groups = whole(c, "n_group") if limited else 1
+    kept = whole(c, "topk_group") if groups > 1 else 1
+    if groups > 1:
+        check_groups(whole(c, "n_routed_experts"), groups, kept, routing.get("judges", 1))
     f = size("f_e", "moe_intermediate_size")
     experts = Routing(
         E=size("E", "n_routed_experts", literal=groups > 1),
-        top_k=whole(c, "num_experts_per_tok"),
+        top_k=chosen(c, "n_routed_experts"),
         f=f,
         shared=mul(whole(c, "n_shared_experts"), f) if c["n_shared_experts"] else None,
         scale=float(c["routed_scaling_factor"]),
         groups=groups,
-        kept=whole(c, "topk_group") if groups > 1 else 1,
-        dense=int(c["first_k_dense_replace"] or 0),
+        kept=kept,
+        dense=c["first_k_dense_replace"] or 0,
         **routing,
     )
     return {"latent": latent, "experts": experts}
+
+
+def check_groups(experts: int, groups: int, kept: int, judges: int) -> None:
+    """Raise ModelError[TG913] for groups that the experts do not divide into, or that are too few or too small."""
+    if experts % groups:
+        raise ModelError("TG913", f"n_routed_experts = {experts} is not divisible by n_group = {groups}")
+    if kept > groups:
+        raise ModelError("TG913", f"topk_group = {kept}, and n_group = {groups}")
+    if experts // groups < judges:
+        text = f"n_group = {groups} leaves {experts // groups} of n_routed_experts = {experts} to a group"
+        raise ModelError("TG913", text, hint=f"a group is judged by its {judges} best")
 
 
 def _flags(c: Mapping[str, Any]) -> dict[str, Any]:

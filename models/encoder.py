@@ -36,9 +36,9 @@ class Plan:
     gated: bool = False  # each branch is weighted by tanh of a number
 
 
-def plan_of(config: Mapping[str, Any], size: Sizes, **flags: Any) -> Plan:
-    """The plan from the fields that BERT, ViT, CLIP and SigLIP name alike."""
-    d, H, k = size.heads("hidden_size", "num_attention_heads", None)
+def plan_of(config: Mapping[str, Any], size: Sizes, width: str = "hidden_size", **flags: Any) -> Plan:
+    """The plan from the fields that BERT, ViT, CLIP and SigLIP name alike; `width` is the field of d."""
+    d, H, k = size.heads(width, "num_attention_heads", None)
     return Plan(
         d=d,
         H=H,

@@ -21,6 +21,7 @@ from .architecture import Architecture, builder
 from .decoder import Decoder, Sizes, next_token_loss, whole
 from .model import Model, Spec, belongs, under
 from .parts import Attention, Context, FeedForward, Source
+from .settings import Settings
 
 # transformers' IdeficsConfig, IdeficsVisionConfig and IdeficsPerceiverConfig
 DEFAULTS: dict[str, Any] = {
@@ -140,11 +141,9 @@ class Plan:
         return self.text.longest
 
 
-def plan(config: Mapping[str, Any], size: Sizes) -> Plan:
+def plan(config: Settings, size: Sizes) -> Plan:
     """The plan of an IdeficsConfig. Raises ModelError[TG912] for what a config may not freeze or gate with."""
-    vision = {**VISION, **(config["vision_config"] or {})}
-    vision["hidden_size"] = vision["embed_dim"]
-    seen = size.part("vision_config", vision, "_v")
+    seen = size.part("vision_config", {**VISION, **(config["vision_config"] or {})}, "_v")
     if config["alpha_type"] not in ("float", "vector"):
         raise ModelError("TG913", f"alpha_type must be float or vector, not {config['alpha_type']!r}")
     frozen = {
@@ -156,13 +155,16 @@ def plan(config: Mapping[str, Any], size: Sizes) -> Plan:
         raise ModelError("TG912", f"{name!r} cannot be excepted from freezing", hint=f"known are {', '.join(KINDS)}")
     if config["freeze_lm_head"]:
         frozen["head"] = ()
-    text = llama.family(lambda _: {})({**llama.LLAMA, **config, "pad_token_id": None}, size)
+    text = llama.family(lambda _: {})(config.changed(**{**llama.LLAMA, **config, "pad_token_id": None}), size)
     if type(text.n) is not int:
         raise ModelError("TG914", "layers with cross-attention between them cannot be one block that is repeated")
+    interval = whole(config, "cross_layer_interval")
+    if size.given_layers is None and text.n % interval:
+        raise ModelError("TG913", f"num_hidden_layers = {text.n} is not divisible by cross_layer_interval = {interval}")
     resampling = None
     if config["use_resampler"]:
-        own = {**PERCEIVER, **(config["perceiver_config"] or {})}
-        inner = size.part("perceiver_config", own, "_r")
+        inner = size.part("perceiver_config", {**PERCEIVER, **(config["perceiver_config"] or {})}, "_r")
+        own = inner.config
         resampling = Resampling(
             L=whole(own, "resampler_n_latents"),
             n=whole(own, "resampler_depth"),
@@ -172,9 +174,9 @@ def plan(config: Mapping[str, Any], size: Sizes) -> Plan:
         )
     return Plan(
         text=text,
-        vision=clip.vision_plan(vision, seen),
-        interval=whole(config, "cross_layer_interval"),
-        extra=int(config["additional_vocab_size"]),
+        vision=clip.vision_plan(seen.config, seen, "embed_dim"),
+        interval=interval,
+        extra=config["additional_vocab_size"],
         norms=bool(config["qk_layer_norms"]),
         vector=config["alpha_type"] == "vector",
         resampling=resampling,
@@ -253,6 +255,9 @@ class CrossDecoder(Decoder):
 
     def run(self, x: Tensor, context: Context) -> Tensor:
         cross = list(self.cross)
+        if len(cross) * self.interval != len(self.layers):
+            text = f"{len(self.layers)} layers are not divisible by cross_layer_interval = {self.interval}"
+            raise ModelError("TG914", text, hint="they are counted, but do not run")
         for i, layer in enumerate(self.layers):
             if i % self.interval == 0:
                 with scope("cross", "ModuleList"):

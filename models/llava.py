@@ -102,11 +102,11 @@ def parts(
     text = {**text, **(config["text_config"] or {})}
     vision = {**vision, **(config["vision_config"] or {})}
     by_type = {a.model_type: a for a in TEXTS.values()}
-    reader = choose("text model_type", text["model_type"], by_type)
-    tower = choose("vision model_type", vision["model_type"], TOWERS)
-    text, vision = reader.settings(text), tower.settings(vision)
-    text_plan = reader.plan(text, size.part("text_config", text, layers=True))
-    return reader, text_plan, tower, tower.plan(vision, size.part("vision_config", vision, "_v"))
+    reader = choose("text_config.model_type", text["model_type"], by_type)
+    tower = choose("vision_config.model_type", vision["model_type"], TOWERS)
+    text_size = size.part("text_config", reader.settings(text), layers=True)
+    vision_size = size.part("vision_config", tower.settings(vision), "_v")
+    return reader, reader.plan(text_size.config, text_size), tower, tower.plan(vision_size.config, vision_size)
 
 
 def bare(text: decoder.Plan, tied: bool) -> decoder.Plan:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tensorgraph.errors import ModelError
+
 from .architecture import Architecture, builder
 from .decoder import Plan, Sizes, whole
+from .parts import choose
 
 DEFAULTS: dict[str, Any] = {
     "n_layer": 1,
@@ -24,9 +27,14 @@ DEFAULTS: dict[str, Any] = {
 
 
 def plan(config: Mapping[str, Any], size: Sizes) -> Plan:
-    """The plan of a miniature: scores scaled by 1/sqrt(k), residual connections, biases everywhere or nowhere."""
+    """The plan of a miniature: scores scaled by 1/sqrt(k), residual connections, biases everywhere or nowhere.
+
+    Raises ModelError[TG912] for unknown positions, [TG913] for an odd size with sinusoidal ones.
+    """
     d, H, k = size.heads("n_embd", "n_head", None)
-    learned = config["positions"] == "learned"
+    learned = choose("positions", config["positions"], {"learned": True, "sinusoidal": False})
+    if not learned and config["n_embd"] % 2:
+        raise ModelError("TG913", f"n_embd = {config['n_embd']}: sinusoidal positions are pairs, so it must be even")
     bias = bool(config["bias"])
     return Plan(
         V=size("V", "vocab_size"),

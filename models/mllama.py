@@ -153,10 +153,14 @@ def vision_plan(config: Mapping[str, Any], size: Sizes) -> VisionPlan:
     kept = tuple(config["intermediate_layers_indices"])
     count = whole(config, "num_hidden_layers")
     if not all(type(i) is int and -count <= i < count for i in kept):
-        raise ModelError("TG913", f"intermediate_layers_indices {list(kept)} are not all among {count} layers")
+        raise ModelError(
+            "TG913", f"{size.inside}intermediate_layers_indices {list(kept)} are not all among {count} layers"
+        )
     if whole(config, "vision_output_dim") != whole(config, "hidden_size") * (1 + len(kept)):
-        text = f"vision_output_dim is not hidden_size times {1 + len(kept)}, its last and intermediate layers"
-        raise ModelError("TG913", text)
+        text = (
+            f"{size.inside}vision_output_dim = {config['vision_output_dim']} is not hidden_size times {1 + len(kept)}"
+        )
+        raise ModelError("TG913", text, hint="its last layer, and those of intermediate_layers_indices")
     return VisionPlan(
         layers=layers,
         whole=replace(layers, n=whole(config, "num_global_layers"), gated=True),
@@ -170,14 +174,15 @@ def vision_plan(config: Mapping[str, Any], size: Sizes) -> VisionPlan:
 
 def plan(config: Mapping[str, Any], size: Sizes) -> Plan:
     """The plan of a MllamaConfig: sizes of the image's tower are marked, d_v."""
-    text, vision = {**TEXT, **(config["text_config"] or {})}, {**VISION, **(config["vision_config"] or {})}
-    said = llama.family(lambda _: {})(text, size.part("text_config", text, layers=True))
+    text = size.part("text_config", {**TEXT, **(config["text_config"] or {})}, layers=True)
+    vision = size.part("vision_config", {**VISION, **(config["vision_config"] or {})}, "_v")
+    said = llama.family(lambda _: {})(text.config, text)
     if type(said.n) is not int:
         raise ModelError("TG914", "layers with cross-attention among them cannot be one block that is repeated")
     return Plan(
         text=replace(said, tied=False),
-        vision=vision_plan(vision, size.part("vision_config", vision, "_v")),
-        cross=tuple(text["cross_attention_layers"]),
+        vision=vision_plan(vision.config, vision),
+        cross=tuple(text.config["cross_attention_layers"]),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from .architecture import Architecture, builder
 from .decoder import Sizes, key_mask, packed, whole
 from .llava import OTHERS, Llava, Plan, parts
 from .model import Spec, ids, under
+from .settings import Settings
 
 # transformers' PaliGemmaConfig
 DEFAULTS: dict[str, Any] = {
@@ -46,12 +46,12 @@ VISION: dict[str, Any] = {
 }
 
 
-def plan(config: Mapping[str, Any], size: Sizes) -> Plan:
+def plan(config: Settings, size: Sizes) -> Plan:
     """The plan of a PaliGemmaConfig. Raises ModelError[TG912] for windows, [TG913] for sizes that do not fit."""
     text_config = {**TEXT, **(config["text_config"] or {})}
     # It says that attention goes both ways, and means the prefix.
     text_config["use_bidirectional_attention"] = None
-    reader, text, tower, vision = parts({**config, "text_config": text_config}, size, {}, VISION)
+    reader, text, tower, vision = parts(config.changed(text_config=text_config), size, {}, VISION)
     image_token = config.get("image_token_id", config["image_token_index"])
     if text.window is not None:
         raise ModelError("TG912", "a prefix that sees itself, with a sliding window, is not supported")

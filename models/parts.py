@@ -274,15 +274,10 @@ def rotation(parameters: Mapping[str, Any], k: Dim, positions: Tensor, dtype: DT
     """cos and sin [T, k/2], or [B, 1, T, k/2] for positions [B, T], of rotary embedding (Su et al. 2021).
 
     `parameters`: transformers' `rope_parameters` for one layer type: rope_type, rope_theta, and those of the type.
-    Raises ModelError[TG912] for an unknown rope_type, [TG913] for a parameter that is missing.
     """
     with scope("rope"):
         size = part(k, parameters.get("partial_rotary_factor", 1.0))
-        kind = parameters.get("rope_type", "default")
-        try:
-            frequencies, scale = choose("rope_type", kind, SCALINGS)(parameters, size, positions, real(dtype))
-        except KeyError as missing:
-            raise ModelError("TG913", f"rope_type {kind!r} needs {missing.args[0]!r} in rope_parameters") from None
+        frequencies, scale = SCALINGS[parameters["rope_type"]](parameters, size, positions, real(dtype))
         angles = unsqueeze(positions.cast(real(dtype)), positions.ndim) * frequencies
         if positions.ndim == 2:
             angles = unsqueeze(angles, 1)
@@ -378,6 +373,15 @@ SCALINGS: dict[str, Scaling] = {
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,
+}
+# The parameters that each cannot do without.
+NEEDED = {
+    "default": ("rope_theta",),
+    "linear": ("rope_theta", "factor"),
+    "dynamic": ("rope_theta", "factor"),
+    "llama3": ("rope_theta", "factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("rope_theta",),
+    "longrope": ("rope_theta", "short_factor", "long_factor"),
 }
 
 __all__ = [

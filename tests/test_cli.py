@@ -365,7 +365,7 @@ def test_wrong_input_is_answered_in_words(run: Any, own: str, checkpoint: Path, 
             "DataError[TG510] 7 positions are asked for, and the model has 6\n"
             "  hint: give a shorter prompt, or fewer new tokens",
         ("generate", C, "The", "--top-p", "2"):
-            "ModelError[TG917] top_p must be more than 0 and at most 1, not 2.0",
+            "ModelError[TG917] top_p must be a number, more than 0 and at most 1, not 2.0",
         ("train", "mini-268", "--text", "nix", "--steps", "1"):
             "DataError[TG521] cannot read nix: No such file or directory\n  hint: the text \"pydoc\" is always there",
         ("train", "mini-268", "--text", own, "--steps", "1", "-d", "T=9"):

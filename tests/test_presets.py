@@ -348,19 +348,19 @@ ERRORS = [
     (lambda: build("gpt2", n_layer="12"), "ModelError[TG913] n_layer must be a positive whole number, not '12'"),
     (
         lambda: build("gpt2", activation_function="gelo"),
-        "ModelError[TG912] unknown activation 'gelo'\n  hint: did you mean gelu, gelu_10, gelu_python?",
+        "ModelError[TG912] unknown activation_function 'gelo'\n  hint: did you mean gelu, gelu_10, gelu_python?",
     ),
     (
         lambda: build("gpt2", add_cross_attention=True),
         "ModelError[TG912] add_cross_attention: GPT-2 with an encoder is not supported",
     ),
     (
-        lambda: forward("llama-3-8b", rope_scaling={"rope_type": "yarm", "factor": 2.0}),
-        "ModelError[TG912] unknown rope_type 'yarm'\n  hint: did you mean yarn, dynamic?",
+        lambda: build("llama-3-8b", rope_scaling={"rope_type": "yarm", "factor": 2.0}),
+        "ModelError[TG912] unknown rope_scaling.rope_type 'yarm'\n  hint: did you mean yarn, dynamic?",
     ),
     (
-        lambda: forward("llama-3-8b", rope_scaling={"rope_type": "llama3"}),
-        "ModelError[TG913] rope_type 'llama3' needs 'factor' in rope_parameters",
+        lambda: build("llama-3-8b", rope_scaling={"rope_type": "llama3"}),
+        "ModelError[TG913] rope_scaling.factor is missing: rope_type 'llama3' needs it",
     ),
 ]
 
