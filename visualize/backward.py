@@ -35,6 +35,8 @@ class _Backward:
                 if other is not step:
                     self._join(other, step)
         self.box_of: dict[Tensor, Step | Scope] = {}
+        self.fed: set[Step | Scope] = set()  # boxes that a gradient reaches within the first run, or from outside
+        self.after: set[Step | Scope] = set()  # boxes that a gradient reaches from the next run
         self.sums = {p.scope.twin: p for p in seen.graph.params.values()}  # where gradients of several uses are added
         for n in seen.graph.nodes:
             if n.scope.backward:
@@ -70,7 +72,8 @@ class _Backward:
         seen = self.seen
         forward = flowchart(seen, title, direction, force=force)
         boxes = {b.id: b for b in forward.boxes}
-        edges = {(e.source, e.target): e for e in forward.edges}
+        # A tie needs no line here: the gradients of its uses meet in a box of their own.
+        edges = {(e.source, e.target): e for e in forward.edges if e.kind != "tied"}
         ids: dict[Step | Scope, str] = {}
         made: dict[Step | Scope, list[Tensor]] = {}
         for n, owner in self.box_of.items():
@@ -116,7 +119,9 @@ class _Backward:
                 if source is None or source is owner:
                     continue
                 if self._carried(n, x):
+                    self.after.add(owner)
                     continue
+                self.fed.add(owner)
                 key = (ids[source], ids[owner])
                 edges.setdefault(key, Edge(*key, self.seen.shape_text(x), "gradient"))
 
@@ -152,6 +157,8 @@ class _Backward:
             lines = ("+ gradient of its weights",)
         if isinstance(owner, Scope) and owner in self.sums:
             lines = ("sum over its uses",)
+        if owner in self.after - self.fed:
+            lines = (*lines, "from the layer after")
         ops = ", ".join(dict.fromkeys(n.op.name for n in nodes if n.op.style != "view"))
         return Box(
             id_,

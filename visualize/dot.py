@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections import Counter
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TypeVar
 
 from tensorgraph.visualize.escape import clean, dot_string, html_text, safe_link, shorten
@@ -12,7 +13,10 @@ from tensorgraph.visualize.theme import FONT, Kind, Theme, find_theme, kind_of, 
 from tensorgraph.visualize.view import Box, Edge, EdgeKind, View
 
 T = TypeVar("T")
+Given = Mapping[str, dict[str, str]]  # attributes by name: of a node n0, an edge e0, a cluster_b0, the page ""
+NOWHERE: Given = MappingProxyType({})
 
+GAP = 28.8  # points from box to box along the flow
 LABEL, SMALL, CAPTION = 13.0, 10.0, 10.5  # sizes of type, in points
 _EM = 0.6  # mean width of a character in the widest fonts a reader may have (DejaVu, Verdana), in em
 
@@ -21,8 +25,9 @@ _EDGES: Mapping[EdgeKind, Mapping[str, str]] = {
     "data": {"weight": "8"},
     "residual": {"weight": "1", "penwidth": "1.6"},
     "tied": {"style": "dashed", "dir": "none", "constraint": "false", "weight": "0", "penwidth": "1.4"},
-    "gradient": {"style": "dashed", "arrowhead": "empty", "weight": "1"},
-    "control": {"style": "dotted", "weight": "1"},
+    "gradient": {"style": "dashed", "arrowtail": "empty", "dir": "back", "weight": "4"},
+    "control": {"style": "dotted", "constraint": "false"},
+    "order": {"style": "invis", "weight": "0"},
 }
 
 _MEANING: Mapping[Kind, str] = {
@@ -33,26 +38,30 @@ _MEANING: Mapping[Kind, str] = {
 }
 
 
-def to_dot(view: View, theme: str = "seed", shapes: bool = False) -> str:
-    """The view as DOT text; `shapes` draws the labels of edges.
+def to_dot(view: View, theme: str = "seed", shapes: bool = False, places: Given = NOWHERE) -> str:
+    """The view as DOT text; `shapes` draws the labels of edges, `places` has attributes for names in the text.
 
     The same view gives the same text. Raises GraphError [TG381] for an unknown theme.
     """
     paint = find_theme(theme)
+    page = {"label": _title(view, paint), "labeljust": "l", "labelloc": "t", "peripheries": "0", "margin": "2"}
     lines = [
         "digraph {",
-        f"  graph [{_attributes(_graph(view, paint))}];",
+        f"  graph [{_attributes(_graph(view, paint) | places.get('', {}))}];",
         f"  node [{_attributes(_NODE)}];",
         f"  edge [{_attributes(_edge_default(paint))}];",
-        f"  subgraph cluster_page {{ label={_title(view, paint)}; labeljust=l; labelloc=t; peripheries=0; margin=2;",
+        f"  subgraph cluster_page {{ graph [{_attributes(page | places.get('cluster_page', {}))}];",
     ]
     names = {box.id: f"n{i}" for i, box in enumerate(view.boxes)}
-    lines += _frames(view, paint, names)
+    lines += _frames(view, paint, names, places)
     lines.append("  }")
     leaving = Counter(edge.source for edge in view.edges if edge.kind == "data")
+    corners = {box.id for box in view.boxes if box.role == "corner"}
     for i, edge in _reading(view, tuple(enumerate(view.edges))):
-        attributes = _edge(edge, i, paint, shapes, leaving[edge.source])
-        lines.append(f"  {names[edge.source]} -> {names[edge.target]} [{attributes}];")
+        attributes = _edge(edge, i, paint, shapes, leaving[edge.source]) | places.get(f"e{i}", {})
+        if edge.target in corners:
+            attributes["dir"] = "none"
+        lines.append(f"  {' -> '.join(_ends(edge, names))} [{_attributes(attributes)}];")
     return "\n".join([*lines, "}", ""])
 
 
@@ -63,9 +72,15 @@ def titles(view: View) -> dict[str, str]:
     found = {names[box.id]: tooltip(box) for box in view.boxes}
     for edge in view.edges:
         about = f"{labels[edge.source]} → {labels[edge.target]}"
-        found[f"{names[edge.source]}->{names[edge.target]}"] = f"{edge.label}: {about}" if edge.label else about
+        found["->".join(_ends(edge, names))] = f"{edge.label}: {about}" if edge.label else about
     found |= {f"cluster_b{i}": block.heading for i, block in enumerate(view.blocks)}
     return {key: clean(text) for key, text in found.items()} | {"cluster_page": clean(view.title)}
+
+
+def _ends(edge: Edge, names: Mapping[str, str]) -> tuple[str, str]:
+    """Tail and head: a gradient's are exchanged, so that it runs up beside the steps that ran down."""
+    ends = names[edge.source], names[edge.target]
+    return ends[::-1] if edge.kind == "gradient" else ends
 
 
 def tooltip(box: Box) -> str:
@@ -74,6 +89,7 @@ def tooltip(box: Box) -> str:
     return box.tooltip or (f"{box.label}: {listed}" if listed else box.label)
 
 
+_CORNER = {"shape": "point", "style": "invis", "width": "0.01", "height": "0.01", "label": '""'}
 _NODE = {
     "shape": "box",
     "style": "rounded,filled",
@@ -87,6 +103,7 @@ _NODE = {
 
 def _graph(view: View, paint: Theme) -> dict[str, str]:
     across = view.direction == "LR"
+    ladder = any(edge.kind == "gradient" for edge in view.edges)  # each step and its gradient in one rank
     return {
         "rankdir": view.direction,
         "bgcolor": paint.page,
@@ -95,10 +112,11 @@ def _graph(view: View, paint: Theme) -> dict[str, str]:
         "fontcolor": paint.muted,
         "pad": "0.25",
         "nodesep": "0.28" if across else "0.36",
-        "ranksep": "0.42" if across else "0.36",
+        "ranksep": f"{GAP / 72:g}" if across else "0.36",
         "splines": "true",
         "outputorder": "edgesfirst",
-        "label": _legend(view, paint),
+        "newrank": "true" if ladder else "false",
+        "label": _legend(view.whole or view, paint),
         "labelloc": "b",
         "labeljust": "l",
     }
@@ -115,7 +133,7 @@ def _edge_default(paint: Theme) -> dict[str, str]:
     }
 
 
-def _frames(view: View, paint: Theme, names: Mapping[str, str]) -> list[str]:
+def _frames(view: View, paint: Theme, names: Mapping[str, str], places: Given) -> list[str]:
     """Boxes and frames in the order of the boxes: a frame opens where its first box stands; an explicit stack nests."""
     numbers = {block.id: i for i, block in enumerate(view.blocks)}
     lines: list[str] = []
@@ -126,9 +144,10 @@ def _frames(view: View, paint: Theme, names: Mapping[str, str]) -> list[str]:
         while shared < min(len(path), len(opened)) and path[shared] == opened[shared]:
             shared += 1
         lines += ["  }"] * (len(opened) - shared)
-        lines += [_frame(view, paint, numbers[b], depth) for depth, b in enumerate(path[shared:], shared)]
+        lines += [_frame(view, paint, numbers[b], depth, places) for depth, b in enumerate(path[shared:], shared)]
         opened = path
-        lines.append(f"  {names[box.id]} [{_node(box, view, paint)}];")
+        node = _CORNER if box.role == "corner" else _node(box, view, paint)
+        lines.append(f"  {names[box.id]} [{_attributes(node | places.get(names[box.id], {}))}];")
     return [*lines, *["  }"] * len(opened)]
 
 
@@ -137,7 +156,7 @@ def _reading(view: View, items: tuple[T, ...]) -> tuple[T, ...]:
     return items if view.direction == "TB" else items[::-1]
 
 
-def _frame(view: View, paint: Theme, number: int, depth: int) -> str:
+def _frame(view: View, paint: Theme, number: int, depth: int, places: Given) -> str:
     block = view.blocks[number]
     attributes = {
         "style": "rounded,dashed,filled" if depth == 0 else "rounded,dashed",
@@ -152,7 +171,8 @@ def _frame(view: View, paint: Theme, number: int, depth: int) -> str:
     }
     size = LABEL - 1 - min(depth, 2)
     if view.direction == "LR":
-        attributes["label"] = _heading(size, paint, block.heading)
+        attributes["label"] = _heading(size, paint, block.heading) if block.heading else '""'
+        attributes |= places.get(f"cluster_b{number}", {})
         return f"  subgraph cluster_b{number} {{ graph [{_attributes(attributes)}];"
     # Downwards the spine would run through a heading: there it stands as a node, in the first row of its block.
     heading = _heading(size, paint, f"{block.title} {block.times}", block.note)
@@ -183,7 +203,7 @@ def _bold(line: str, first: bool) -> str:
     return f"<B>{text}</B>" if first else text
 
 
-def _node(box: Box, view: View, paint: Theme) -> str:
+def _node(box: Box, view: View, paint: Theme) -> dict[str, str]:
     style = style_of(box, view, paint)
     rows = view.rows(box)
     attributes = {
@@ -197,7 +217,7 @@ def _node(box: Box, view: View, paint: Theme) -> str:
         "tooltip": dot_string(tooltip(box)),
     }
     link = safe_link(box.link)
-    return _attributes(attributes if link is None else attributes | {"URL": dot_string(link), "target": '"_top"'})
+    return attributes if link is None else attributes | {"URL": dot_string(link), "target": '"_top"'}
 
 
 def _label(box: Box, rows: tuple[tuple[str, ...], ...]) -> str:
@@ -229,7 +249,12 @@ def _least_width(box: Box, rows: tuple[tuple[str, ...], ...]) -> float:
     return max(0.42, (_EM * widest + 10) / 72)
 
 
-def _edge(edge: Edge, number: int, paint: Theme, shapes: bool, siblings: int) -> str:
+def box_width(box: Box, view: View) -> float:
+    """About how wide a box is, in points."""
+    return 72 * _least_width(box, view.rows(box)) + 8
+
+
+def _edge(edge: Edge, number: int, paint: Theme, shapes: bool, siblings: int) -> dict[str, str]:
     colours = {"residual": paint.residual, "tied": paint.tied, "gradient": paint.gradient}
     attributes = {"id": f"e{number}", **_EDGES[edge.kind], "color": colours.get(edge.kind, paint.edge)}
     if edge.kind == "data" and siblings > 1:
@@ -239,7 +264,7 @@ def _edge(edge: Edge, number: int, paint: Theme, shapes: bool, siblings: int) ->
         lift = '<TR><TD HEIGHT="3"></TD></TR>'
         text = f"<TR><TD>&#160;{_shown(edge.label)}&#160;</TD></TR>{lift}"
         attributes["label"] = f'<<TABLE BORDER="0" CELLSPACING="0" CELLPADDING="0">{text}</TABLE>>'
-    return _attributes(attributes)
+    return attributes
 
 
 def _title(view: View, paint: Theme) -> str:

@@ -25,13 +25,19 @@ _ELSE = "Mermaid (.mmd), DOT (.dot) and text (.txt) work without it; `pip instal
 
 
 def render(
-    dot: str, form: Literal["svg", "png", "json"], engine: Engine = "auto", dpi: float = 72, timeout: float = 120
+    dot: str,
+    form: Literal["svg", "png", "json"],
+    engine: Engine = "auto",
+    dpi: float = 72,
+    timeout: float = 120,
+    placed: bool = False,
 ) -> bytes:
-    """The bytes of a picture laid out by Graphviz.
+    """The bytes of a picture laid out by Graphviz; `placed`: every place is in the text and stays.
 
     Raises GraphError: [TG382] no working engine, [TG383] it refuses the text, [TG384] over `timeout` seconds.
     """
-    command = [find_engine(engine), "-Kdot", f"-T{form}", f"-Gdpi={dpi:g}"]
+    how = ["-Kneato", "-n2"] if placed else ["-Kdot"]
+    command = [find_engine(engine), *how, f"-T{form}", f"-Gdpi={dpi:g}"]
     try:
         done = subprocess.run(command, input=dot.encode(), capture_output=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired as error:

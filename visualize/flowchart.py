@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,10 +12,9 @@ from tensorgraph.errors import GraphError
 from tensorgraph.tensor import Tensor
 from tensorgraph.visualize.project import Projection
 from tensorgraph.visualize.steps import Flow, Step
-from tensorgraph.visualize.view import SEED_LEGEND, Block, Box, Direction, Edge, EdgeKind, View
+from tensorgraph.visualize.view import SEED_LEGEND, Block, Box, Direction, Edge, EdgeKind, View, Weight
 
 MOST_BOXES = 1_500  # Graphviz lays out this many in some seconds; beyond, a picture helps nobody
-WIDE = 34  # boxes in a row that a page still shows
 
 Port = tuple[str, Tensor]  # a frame, and the value that enters it more than once
 
@@ -83,6 +83,7 @@ class _Chart:
         for flow in self.flows:
             self._flow(flow)
         self._outputs()
+        self._as_above()
         for step in self.steps:
             for p in step.weights:
                 owner = seen.owners[p]
@@ -94,9 +95,48 @@ class _Chart:
             blocks = [b for b in blocks if seen.within(b.id, self.root)]
             blocks = [Block(b.id, b.title, None, b.times, b.note) if b.id == self.root else b for b in blocks]
         if direction is None:
-            direction = "TB" if seen.every or len(self.boxes) > WIDE else "LR"
+            direction = "TB" if self._side_by_side(blocks) else "LR"
         legend = SEED_LEGEND if any(b.role == "weight" for b in self.boxes) else ""
         return View(title, tuple(self.boxes), tuple(self.edges.values()), tuple(blocks), direction, legend)
+
+    def _side_by_side(self, blocks: list[Block]) -> bool:
+        """Whether two outermost frames stand beside each other, as towers that meet: no value passes between them."""
+        import networkx as nx
+
+        frames = {b.id for b in blocks if b.parent is None}
+        home = {b.id: next((f for f in frames if self.seen.within(b.block, f)), b.id) for b in self.boxes}
+        flow = nx.DiGraph([(home[e.source], home[e.target]) for e in self.edges.values() if e.kind != "tied"])
+        inside = {f: nx.descendants(flow, f) for f in frames if f in flow}
+        return any(a not in inside[b] and b not in inside[a] for a, b in itertools.combinations(inside, 2))
+
+    def _as_above(self) -> None:
+        """A frame that equals one before it, but for its times, becomes a box that says so."""
+        seen = self.seen
+        shown: dict[Any, Block] = {}
+        if not seen.parts.expand or self.root is not None or not seen.folded.folds:
+            return
+        for block in seen.blocks:
+            (first, *rest) = seen.runs[block.id].runs[0]
+            boxes = [b for b in self.boxes if b.block is not None and seen.within(b.block, block.id)]
+            if rest or not isinstance(first, Layer) or len(boxes) < 4:
+                continue
+            like = shown.setdefault(first.form, block)
+            if like is block:
+                continue
+            gone = {b.id for b in boxes}
+            states = sorted({w.trained for b in boxes for w in b.weights if w.tied_to is None}, reverse=True)
+            label = f"{block.title} {block.times}".strip()
+            weights = tuple(Weight(label, "", block.note, trained) for trained in states)
+            box = Box(block.id, label, "weight" if weights else "plain",
+                      ("as above",), weights, block.parent, f"{block.heading}: the same as {like.heading}")  # fmt: skip
+            at = self.boxes.index(boxes[0])
+            self.boxes[at : at + 1] = [box]
+            self.boxes = [b for b in self.boxes if b.id not in gone]
+            edges, self.edges = self.edges.values(), {}
+            for e in edges:
+                source, target = (block.id if x in gone else x for x in (e.source, e.target))
+                if source != target:
+                    self._edge(source, target, e.label, e.kind if block.id not in (source, target) else "data")
 
     # -- what enters
     def _inputs(self) -> None:
@@ -160,8 +200,18 @@ class _Chart:
             made = self.seen.parts.source(tensor)
             if isinstance(made, Step) and made in self.inside:
                 key = f"out{len(self.boxes)}"
-                self.boxes.append(Box(key, "output" if name == "out" else name, "output", tooltip=tensor.type_text))
+                box = Box(key, "output" if name == "out" else name, "output", tooltip=tensor.type_text)
+                self.boxes.insert(self._after(made), box)
                 self._edge(self.seen.ids[made], key, self.seen.shape_text(tensor))
+
+    def _after(self, step: Step) -> int:
+        """The place behind a step, or behind all that share its outermost frame."""
+        outer = frame = self.frame[step]
+        while frame is not None:
+            outer, frame = frame, self.seen.parent_of(frame)
+        name = self.seen.ids[step]
+        own = (i for i, b in enumerate(self.boxes) if b.id == name or (outer and self.seen.within(b.block, outer)))
+        return max(own) + 1
 
     # -- residual connections
     def _kinds(self) -> dict[Flow, EdgeKind]:

@@ -7,15 +7,17 @@ import os
 from collections.abc import Callable, Container
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tensorgraph.errors import GraphError
-from tensorgraph.visualize import engine as layout
-from tensorgraph.visualize.dot import titles, to_dot
+from tensorgraph.visualize import engine as graphviz
+from tensorgraph.visualize.dot import GAP, box_width, titles, to_dot
 from tensorgraph.visualize.escape import clean
 from tensorgraph.visualize.files import write
 from tensorgraph.visualize.mermaid import to_mermaid
 from tensorgraph.visualize.pdf import to_pdf
+from tensorgraph.visualize.rows import Rows, broken
+from tensorgraph.visualize.stack import laid_out
 from tensorgraph.visualize.terminal import to_text
 from tensorgraph.visualize.theme import find_theme
 from tensorgraph.visualize.tikz import to_tikz
@@ -33,7 +35,7 @@ class Picture:
     """
 
     def __init__(
-        self, view: View, *, theme: str = "seed", shapes: bool = False, engine: layout.Engine = "auto"
+        self, view: View, *, theme: str = "seed", shapes: bool = False, engine: graphviz.Engine = "auto"
     ) -> None:
         find_theme(theme)
         self.view, self.theme, self.shapes, self.engine = view, theme, shapes, engine
@@ -54,17 +56,35 @@ class Picture:
         return to_text(self.view, self.shapes)
 
     @cached_property
+    def rows(self) -> Rows:
+        """The view in rows that a page holds."""
+        return broken(self.view, box_width, GAP)
+
+    @cached_property
+    def _placed(self) -> str:
+        """DOT text with every place in it, if the picture has several rows; else ""."""
+        return laid_out(self.rows, self.theme, self.shapes, self.engine) if len(self.rows.frames) > 1 else ""
+
+    @cached_property
     def svg(self) -> str:
         """SVG text; raises GraphError [TG382]..[TG384] if Graphviz cannot make it."""
-        raw = layout.render(self.dot, "svg", self.engine)
-        return layout.finish_svg(raw, clean(self.view.title), titles(self.view))
+        raw = self._drawn("svg")
+        return graphviz.finish_svg(raw, clean(self.view.title), titles(self.rows.view))
+
+    @cached_property
+    def layout(self) -> bytes:
+        """Graphviz's JSON: where all is; raises as `svg` does."""
+        return self._drawn("json")
+
+    def _drawn(self, form: Literal["svg", "png", "json"], dpi: float = 72) -> bytes:
+        return graphviz.render(self._placed or self.dot, form, self.engine, dpi, placed=bool(self._placed))
 
     @cached_property
     def png(self) -> bytes:
         """PNG bytes at twice the size on screen, less for a picture over 16,000 pixels long; raises as `svg` does."""
-        width, height = layout.svg_size(self.svg)
+        width, height = graphviz.svg_size(self.svg)
         dpi = min(96 * _SCALE, 72 * _LONGEST / max(width, height, 1))
-        return layout.render(self.dot, "png", self.engine, dpi)
+        return self._drawn("png", dpi)
 
     @cached_property
     def pdf(self) -> bytes:

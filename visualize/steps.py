@@ -175,6 +175,8 @@ class Steps:
                     waiting.setdefault(origin, []).append(n)
                     continue
                 step = near[-1]
+                for early in waiting.pop(origin, ()):
+                    self._put(early, step)
             else:
                 host = None if self.every or origin is not None else self._host(n, xs, data)
                 if host is not None and not isinstance(host, Step):

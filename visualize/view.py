@@ -14,8 +14,9 @@ from typing import Literal
 
 from tensorgraph.errors import GraphError
 
-Role = Literal["weight", "plain", "input", "output", "constant"]
-EdgeKind = Literal["data", "residual", "tied", "gradient", "control"]
+# A corner is a place on a margin that layouts use, an edge "order" what only holds places apart: neither is seen.
+Role = Literal["weight", "plain", "input", "output", "constant", "corner"]
+EdgeKind = Literal["data", "residual", "tied", "gradient", "control", "order"]
 Direction = Literal["LR", "TB"]
 
 SEED_LEGEND = "Highlighted: every step that uses learned weight matrices"
@@ -97,7 +98,8 @@ class View:
     """A whole picture.
 
     `show_weights=False` draws labels alone (the seed's flowchart). `values_label` names what `Box.value` measures;
-    above `values_limit`, where one is given, it is wrong.
+    above `values_limit`, where one is given, it is wrong. `whole` is the view of which this is a part: states, values
+    and the legend are those of the whole.
     Raises GraphError [TG380] for a doubled id, an edge or block that names nothing, or blocks that nest in a circle.
     """
 
@@ -110,6 +112,7 @@ class View:
     show_weights: bool = True
     values_label: str = ""
     values_limit: float | None = None
+    whole: View | None = None
 
     def __post_init__(self) -> None:
         boxes, blocks = self.box_index, self.block_index
@@ -143,7 +146,11 @@ class View:
     @cached_property
     def modes(self) -> bool:
         """True where some weights are frozen: then every box with weights says whether it is trained."""
-        return any(not w.trained for box in self.boxes for w in box.weights)
+        return (
+            self.whole.modes
+            if self.whole is not None
+            else any(not w.trained for box in self.boxes for w in box.weights)
+        )
 
     def path(self, box: Box) -> tuple[str, ...]:
         """Ids of the blocks a box lies in, outermost first."""

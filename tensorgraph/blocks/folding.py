@@ -206,7 +206,21 @@ class _Folder:
         if len(order) != len(items) or not _sorted_well(order, before):
             self._dissolve(layer, before)
             return None
-        return order
+        # What is made of constants alone and read in several places, as tables of positions, stands in no chain.
+        given: dict[Tensor | Layer, int] = {}
+        for item in order:
+            if all(x.op.style == "constant" or self._owner(x, layer) in given for x in item.inputs) and (
+                isinstance(item, Layer) or not item.op.effect
+            ):
+                given[item] = 0
+            for b in before[item]:
+                if b in given:
+                    given[b] += 1
+        shared: set[Tensor | Layer] = set()
+        for item in reversed(order):
+            if given.get(item, 0) > 1 or item in shared:
+                shared.update((item, *before[item]))
+        return sorted(order, key=lambda item: item not in shared)
 
     def _identities(self, order: list[Tensor | Layer], layer: Layer) -> dict[Tensor | Layer, int]:
         """A number for each item that depends on all it is computed from, and on nothing else."""
