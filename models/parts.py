@@ -118,7 +118,7 @@ class Attention(Module):
 
     `fused`: q, k and v are one weight. `norm`: makes a norm of the head size k for q and k, applied before rotation.
     `rope`: which rotation of the context to use. `window`, `softcap`, `scale`: as in the attention op. `source_size`:
-    s, if it is not d.
+    s, if it is not d. `cached`: generation keeps keys and values, though a mask takes the place of `causal`.
     Sources: Vaswani et al. 2017; Ainslie et al. 2023 (grouped queries).
     """
 
@@ -142,11 +142,13 @@ class Attention(Module):
         softcap: float | None = None,
         scale: float | None = None,
         source_size: Dim | None = None,
+        cached: bool = False,
     ) -> None:
         super().__init__()
         s = d if source_size is None else source_size
         self.heads, self.head_dim, self.groups = H, k, H if G is None else G
         self.rope, self.causal, self.window, self.softcap, self.scale = rope, causal, window, softcap, scale
+        self.cached = cached
         q_size, kv_size = mul(H, k), mul(self.groups, k)
         self.parts = (q_size, kv_size, kv_size)
         self.fused = fused
@@ -167,6 +169,8 @@ class Attention(Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:
             q, k = rotate(q, context.rope[self.rope]), rotate(k, context.rope[self.rope])
+        if self.cached:
+            k, v = k.named("cached.key"), v.named("cached.value")
         offset = None
         if context.cache is not None and source is None:
             k, v = context.cache.extend(key=k, value=v)
