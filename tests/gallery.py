@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from tensorgraph.cli.target import Target, open_target
 from tensorgraph.dims import free
-from tensorgraph.graph import Graph
-from tensorgraph.models import build, presets
+from tensorgraph.models import presets
 from tensorgraph.visualize import Ledger, Picture, draw, ledger
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,12 +23,31 @@ symbolic shape, count. `tensorgraph draw NAME -o NAME.svg` draws one, at any lev
 """
 
 
-def picture(name: str) -> Picture:
+# Presets that are drawn in modes of training as well.
+MODES = {"llama-2-7b": ("lora",), "llava-1.5-7b": ("bridge-only", "bridge+vision", "bridge+llm", "bridge+lora")}
+
+
+def figures() -> list[tuple[str, str | None]]:
+    """Every preset and mode that the page shows, in its order."""
+    return [(name, mode) for name in presets.names() for mode in (None, *MODES.get(name, ()))]
+
+
+def title(name: str, mode: str | None = None) -> str:
+    """What a section is called; its picture is called alike, with what a file's name may hold."""
+    return name if mode is None else f"{name}, {mode}"
+
+
+def file(name: str, mode: str | None = None) -> str:
+    return title(name, mode).replace(", ", "-").replace("+", "-") + ".svg"
+
+
+def target_of(name: str, mode: str | None = None) -> Target:
+    return open_target(name).train(mode)
+
+
+def picture(name: str, mode: str | None = None) -> Picture:
     """The flowchart of a preset, with the same bytes on every machine."""
-    model = build(name)
-    inputs = model.inputs(getattr(model, "usual", None) or model.needs)
-    graph = Graph(model.outputs(**inputs), name=name, aliases=model.aliases)
-    drawn = draw(graph, binding=model.binding, where=False)  # a page that is kept does not follow lines of code
+    drawn = draw(target_of(name, mode), where=False, mode=mode or "")  # a page that is kept follows no lines of code
     return Picture(drawn.view, engine="graphviz-pure")
 
 
@@ -37,7 +56,7 @@ def totals(found: Ledger) -> str:
     lines = ["| component | parameters | share | formula |", "|---|--:|--:|---|"]
     sizes = {**found.components, "**total**": found.total}
     if found.number(found.trainable) != found.number(found.total):
-        sizes["trained"] = found.trainable
+        sizes |= {"trained": found.trainable, "frozen": found.frozen}
     if found.number(found.active) != found.number(found.total):
         sizes["active per token"] = found.active
     for name, size in sizes.items():
@@ -46,13 +65,14 @@ def totals(found: Ledger) -> str:
     return "\n".join(lines)
 
 
-def section(name: str, drawn: Picture) -> str:
-    """What the page says of a preset."""
-    return f"""## {name}
+def section(drawn: Picture, name: str, mode: str | None = None) -> str:
+    """What the page says of a preset, or of one in a mode of training."""
+    target = target_of(name, mode)
+    return f"""{"##" if mode is None else "###"} {title(name, mode)}
 
-![Flowchart of {name}](visualize/gallery/{name}.svg)
+![Flowchart of {title(name, mode)}](visualize/gallery/{file(name, mode)})
 
-{totals(ledger(build(name), name=name))}
+{totals(ledger(target.module, name=name))}
 
 <details><summary>as Mermaid</summary>
 
@@ -67,13 +87,13 @@ def section(name: str, drawn: Picture) -> str:
 def main() -> int:
     """Write the page and the folder; pictures of presets that are no more are removed."""
     FOLDER.mkdir(exist_ok=True)
-    names, parts = presets.names(), []
-    for name in names:
-        print(name, flush=True)
-        drawn = picture(name)
-        drawn.save(FOLDER / f"{name}.svg")
-        parts.append(section(name, drawn))
-    for old in sorted({p.name for p in FOLDER.iterdir()} - {f"{name}.svg" for name in names}):
+    parts = []
+    for figure in figures():
+        print(title(*figure), flush=True)
+        drawn = picture(*figure)
+        drawn.save(FOLDER / file(*figure))
+        parts.append(section(drawn, *figure))
+    for old in sorted({p.name for p in FOLDER.iterdir()} - {file(*f) for f in figures()}):
         (FOLDER / old).unlink()
     PAGE.write_text("\n".join([HEAD, *parts]), encoding="utf-8")
     return 0
