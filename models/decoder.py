@@ -104,6 +104,7 @@ class Block(Module):
                 norm=make if p.qk_norm else None,
                 rope=rope,
                 causal=p.causal,
+                cached=not p.causal,
                 window=p.window if kind == SLIDING else None,
                 softcap=p.softcap,
                 scale=scale,
@@ -345,4 +346,4 @@ def padding_row(config: Mapping[str, Any]) -> int | None:
     return int(row % V)
 
 
-Planner = Callable[[Mapping[str, Any], Sizes], Any]
+Planner = Callable[[Settings, Sizes], Any]

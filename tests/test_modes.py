@@ -399,6 +399,8 @@ def test_cost_of_a_mode_counts_all_weights_and_says_what_is_open(run: Any) -> No
     assert found["bytes"]["weights"] == 4 * 7_063_427_072  # with the tower's last layer, which is not read
     said = run("cost", "llava-1.5-7b", "-d", "B=1", "-d", "T=640", "--mode", "bridge-only").out
     assert said.endswith("without a value: I (-d I=1)\n") and "·I + " in said
+    prefix = run("cost", "paligemma-3b", "--forward", "-d", "B=2", "-d", "T=300", "--json").json()
+    assert prefix["bytes"]["kv_cache"] == 2 * 18 * 2 * 300 * 256 * 4  # Gemma: one group of 256, seen through a mask
     experts = run("cost", "mixtral-8x7b", "--forward", "--json").json()["parameters"]
     assert (experts["total"], experts["active per token"]) == (46_702_792_704, 12_879_925_248)
     done = run("cost", "gpt2", "-d", "T=2048")
