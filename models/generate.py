@@ -15,6 +15,7 @@ from tensorgraph.dims import dim, evaluate
 from tensorgraph.errors import DataError, ModelError
 from tensorgraph.ops.leaf import input
 
+from . import packed
 from .decoder import Decoder
 from .model import array_of, zero_or_one
 from .parts import Cache
@@ -36,7 +37,8 @@ class Session:
         self.net, self.batch, self.masked = net, batch, masked
         self.position = 0
         self.capacity = capacity
-        self._step, held = net.compiled(("decode", masked), lambda: _decoder(net, masked))
+        key = ("decode", masked, net.weights)
+        self._step, held, self._weights = net.compiled(key, lambda: _decoder(net, masked))
         self._cache = {label: np.zeros(self._shape(t), t.dtype.np) for label, t in held.items()}
         self._mask = np.zeros((batch, capacity), np.int32)
 
@@ -56,7 +58,10 @@ class Session:
             self._mask[:, self.position : self.position + T] = 1 if mask is None else mask
             arrays["attention_mask"] = self._mask
         position = np.array(self.position, np.int32)
-        logits = self._step({**self.net.values(), **self._cache}, **arrays, position=position)["logits"]
+        values = self.net.values()
+        if self._weights is not None:
+            values = self._weights.values(values)
+        logits = self._step({**values, **self._cache}, **arrays, position=position)["logits"]
         self.position += T
         return logits[:, -1]
 
@@ -76,8 +81,8 @@ class Session:
         self._cache = {n: np.pad(a, ((0, 0), *wider, *((0, 0),) * (a.ndim - 3))) for n, a in self._cache.items()}
 
 
-def _decoder(net: Net, masked: bool) -> tuple[Any, dict[str, Any]]:
-    """The compiled step, and the inputs that hold the cache: its outputs overwrite them in place."""
+def _decoder(net: Net, masked: bool) -> tuple[Any, dict[str, Any], packed.Weights | None]:
+    """The compiled step, the inputs that hold the cache (its outputs overwrite them in place), its packed weights."""
     B, C = dim("B"), dim("C")
     cache = Cache(C, input("position", (), "int32"))
     inputs = net.model.inputs(["input_ids", "position_ids"])
@@ -86,8 +91,10 @@ def _decoder(net: Net, masked: bool) -> tuple[Any, dict[str, Any]]:
     net.model.assign_names()
     outputs = {"logits": net.model(**inputs, cache=cache), **cache.outputs}
     donate = {label: label for label in cache.outputs}
+    weights = packed.weights(net, outputs)
+    outputs = outputs if weights is None else weights.outputs
     step = compile(outputs, binding=net.model.binding, donate=donate, backend=net.backend, name="decode")
-    return step, cache.inputs
+    return step, cache.inputs, weights
 
 
 def check_length(net: Net, length: int) -> None:

@@ -19,11 +19,13 @@ from ..passes.fuse import BLOCKS, Step
 from ..passes.memory import Plan, plan
 from ..passes.program import Buffer, Program, Value
 from ..tensor import Tensor
-from . import cgen, cpu
+from . import cgen, cpacked, cpu
 from . import numpy as plain
 from .cgen import MAPS, c_type
-from .ckernels import OPEN, SPECIAL, Kernels
+from .ckernels import OPEN
+from .ckernels import SPECIAL as PLAIN
 
+SPECIAL = PLAIN | cpacked.SPECIAL
 GRAIN = 1 << 15  # element operations worth handing to another thread
 ROW_BUFFER = 512  # columns up to which a row buffer of known size is a local array
 
@@ -52,7 +54,7 @@ def keep(t: Tensor) -> bool:
     return t.op.name in cgen.MAPS or t.op.style not in ("softmax", "activation")
 
 
-class Lowered(Kernels, plain.Lowered):
+class Lowered(cpacked.PackedKernels, plain.Lowered):
     """A fused program as C and as the Python that calls it."""
 
     def __init__(self, program: Program, name: str = "graph", strict: bool = False) -> None:
@@ -129,7 +131,8 @@ class Lowered(Kernels, plain.Lowered):
         self.c_source = ""
         if not self.segments:
             return
-        parts = [cpu.text("runtime.h"), cgen.MATHS, PRELUDE, *self.functions]
+        packed = [cpu.text("packed.h")] if self.packed else []
+        parts = [cpu.text("runtime.h"), cgen.MATHS, PRELUDE, *packed, *self.functions]
         for i, body in enumerate(self.segments):
             parts += [
                 f"TG_COLD int segment{i}(Call *c) {{",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..op import REGISTRY
 from ..tensor import attach_methods
-from . import elementwise, indexing, leaf, linalg, movement, nn, random, reduce
+from . import elementwise, indexing, leaf, linalg, movement, nn, packed, random, reduce
 from .elementwise import *  # noqa: F403
 from .indexing import *  # noqa: F403
 from .leaf import *  # noqa: F403
@@ -23,5 +23,6 @@ __all__ = [
     *movement.__all__,
     *nn.__all__,
     *reduce.__all__,
+    "packed",
     "random",
 ]

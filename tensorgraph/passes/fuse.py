@@ -113,7 +113,8 @@ def _copy(k: Kernel, v: Value, out: Value, place: Layout | None = None, read: La
 def _split(k: Kernel, maps: Container[str], special: Container[str]) -> Iterable[Piece]:
     node, out = k.node, k.outputs[0]
     name = node.op.name
-    if not all(v.dtype.name in SUPPORTED for v in (*k.inputs, *k.outputs)):
+    stored = {"bfloat16"} if name.startswith("packed_") else set()  # weights that are unpacked as they are read
+    if not all(v.dtype.name in SUPPORTED or v.dtype.name in stored for v in (*k.inputs, *k.outputs)):
         yield Piece(k, "python", name, k.inputs, k.outputs)
     elif k.kind == "copy":
         yield _copy(k, k.inputs[0], out)
@@ -304,14 +305,15 @@ class _Grouping:
         joined.size = size
         for p in pieces:
             self.group[p.index] = joined
-        joined.top = max(a.top, b.top)
-        stack = [joined]
+        top = joined.top = max(a.top, b.top)
+        stack = [g for g in (a, b) if g.top < top]
         while stack:
-            g = stack.pop()
-            for after in {self.group[q] for p in g.pieces for q in self.succs[p.index]}:
-                if after.top < joined.top:
-                    after.top = joined.top
-                    stack.append(after)
+            for p in stack.pop().pieces:
+                for q in self.succs[p.index]:
+                    after = self.group[q]
+                    if after.top < top:
+                        after.top = top
+                        stack.append(after)
         return True
 
     def _as_rows(self, a: _Group, b: _Group) -> list[Piece] | None:

@@ -1,0 +1,98 @@
+"""Products with weights stored in fewer bits: rows of int8 with a scale each, or of bfloat16. For inference."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from .. import dims, dtypes
+from ..dims import Dim, Shape
+from ..op import Bad, DataRange, InputSpec, S, clash, ids, need_dtype, op
+from ..tensor import Tensor
+from .elementwise import cast as cast_
+from .indexing import take
+from .linalg import matmul
+from .movement import swapaxes, unsqueeze
+
+builtin = partial(op, builtin=True)
+BLOCK = 1 << 18  # elements that are unpacked at a time
+
+
+def _need_scale(name: str, w: Tensor, scale: Tensor | None) -> None:
+    if scale is not None and not dims.same_shape(scale.shape, w.shape[:1]):
+        raise clash("TG126", f"{name}: there is one scale for each row of w", (w, "w", 0), (scale, "scale", None))
+
+
+def _matmul_shape(x: Tensor, w: Tensor, scale: Tensor | None) -> Shape:
+    if x.ndim < 1 or w.ndim != 2 or not dims.same(x.shape[-1], w.shape[1]):
+        raise clash("TG126", "packed_matmul: the rows of w must be as long as those of x", (x, "x", -1), (w, "w", -1))
+    _need_scale("packed_matmul", w, scale)
+    return (*x.shape[:-1], w.shape[0])
+
+
+def _flops(y: Tensor, x: Tensor, w: Tensor, scale: Tensor | None) -> Dim:
+    return dims.mul(2, dims.mul(y.size, x.shape[-1]))
+
+
+@builtin(
+    shape=_matmul_shape,
+    dtype=lambda x, *_: x.dtype,
+    flops=_flops,
+    style="matmul",
+    samples=[
+        S("B T d", InputSpec("f d", "int8", "7"), "f"),
+        S("d", InputSpec("f d", "bfloat16"), None),
+        Bad("B d", InputSpec("d f", "int8", "7"), None, match="as long as"),
+        Bad("B d", InputSpec("f d", "int8", "7"), "d", match="one scale for each row"),
+    ],
+)
+def packed_matmul(x: Tensor, w: Tensor, scale: Tensor | None) -> Tensor:
+    """x wᵀ · scale, for x [..., d] and weights w [f, d] of int8 or bfloat16, a scale [f] for each row of w."""
+    y = matmul(x, swapaxes(cast_(w, x.dtype), 0, 1))
+    return y if scale is None else y * cast_(scale, x.dtype)
+
+
+@packed_matmul.forward
+def _(xp: Any, x: Any, w: Any, scale: Any, out: Any = None) -> Any:
+    rows, step = w.shape[0], max(1, BLOCK // max(1, w.shape[1]))
+    y = xp.empty((*x.shape[:-1], rows), x.dtype) if out is None else out
+    for at in range(0, rows, step):
+        part = slice(at, at + step)
+        y[..., part] = xp.matmul(x, xp.swapaxes(w[part].astype(x.dtype), 0, 1))
+        if scale is not None:
+            y[..., part] *= scale[part].astype(x.dtype)
+    return y
+
+
+def _rows_shape(w: Tensor, scale: Tensor | None, places: Tensor, dtype: Any) -> Shape:
+    need_dtype("packed_rows", places, "i", "ids")
+    _need_scale("packed_rows", w, scale)
+    return (*places.shape, *w.shape[1:])
+
+
+@builtin(
+    shape=_rows_shape,
+    dtype=lambda w, scale, ids, dtype: dtype,
+    ranges=lambda w, scale, ids, dtype: [DataRange(2, 0, w.shape[0])],
+    prepare=lambda xs, a: {"dtype": dtypes.dtype(a["dtype"])},
+    flops=lambda y, *_, **__: y.size,
+    style="gather",
+    samples=[
+        S(InputSpec("V d", "int8", "7"), "V", ids("B T", "V"), dtype="float32"),
+        S(InputSpec("V d", "bfloat16"), None, ids("T", "V"), dtype="float32"),
+        Bad(InputSpec("V d", "int8", "7"), "d", ids("B T", "V"), dtype="float32", match="one scale for each row"),
+    ],
+)
+def packed_rows(w: Tensor, scale: Tensor | None, ids: Tensor, dtype: Any = "float32") -> Tensor:
+    """Rows of w [V, d] by id, times their scale: an embedding lookup in a packed table."""
+    rows = cast_(take(w, ids), dtype)
+    return rows if scale is None else rows * unsqueeze(cast_(take(scale, ids), dtype), ids.ndim)
+
+
+@packed_rows.forward
+def _(xp: Any, w: Any, scale: Any, ids: Any, dtype: Any) -> Any:
+    rows = xp.take(w, ids, axis=0).astype(dtype.np)
+    return rows if scale is None else rows * xp.take(scale, ids)[..., None].astype(dtype.np)
+
+
+__all__ = ["packed_matmul", "packed_rows"]

@@ -1,0 +1,111 @@
+"""Packed weights: what rounding leaves, generation from them, one compilation however long the text grows."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from tensorgraph import models
+from tensorgraph.backends import cpu
+from tensorgraph.errors import ModelError
+from tensorgraph.models import packed
+from tensorgraph.models.generate import Session
+from tensorgraph.models.pretrained import Net
+
+GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 67, "n_positions": 256}
+LLAMA = {
+    "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 67,
+    "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True, "hidden_act": "silu",
+}  # fmt: skip
+BACKENDS = ["numpy", pytest.param("c", marks=pytest.mark.skipif(cpu.compiler() is None, reason="no compiler"))]
+
+
+def net(config: dict[str, Any], backend: str = "numpy", weights: str | None = None) -> Net:
+    made = Net(models.build(config), config, backend=backend, weights=weights).init(3)
+    rng = np.random.default_rng(0)
+    made.state = {n: (a + 0.2 * rng.standard_normal(a.shape)).astype(a.dtype) for n, a in made.state.items()}
+    return made
+
+
+def unpacked(made: Net, kind: str) -> dict[str, Any]:
+    """The values with every weight of a product rounded as it is packed, by the definition."""
+    out = dict(made.values())
+    session = Session(Net(made.model, made.config, made.state, weights=kind), 1)
+    assert session._weights is not None
+    for name, transposed in session._weights.turned.items():
+        w = out[name].T if transposed else out[name]
+        if kind == "int8":
+            scale = np.abs(w).max(1, keepdims=True).astype("f8") / 127
+            w = np.rint(w / scale) * scale
+        else:
+            w = w.astype(ml_dtypes.bfloat16)
+        out[name] = (w.T if transposed else w).astype("f4")
+    return out
+
+
+def test_int8_is_within_half_a_step() -> None:
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((50, 70)).astype("f4")
+    w[7] = 0
+    q, scale = packed.pack(w, "int8")
+    assert q.dtype == np.int8 and scale is not None and scale.shape == (50,) and (np.abs(q).max(1)[:7] == 127).all()
+    assert (np.abs(q * scale[:, None] - w) <= scale[:, None] * (0.5 + 1e-4)).all() and not q[7].any()
+    half, none = packed.pack(w, "bfloat16")
+    assert none is None and (half == w.astype(ml_dtypes.bfloat16)).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+@pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_generation_is_that_of_the_rounded_weights(config: dict[str, Any], kind: str, backend: str) -> None:
+    made = net(config, backend, kind)
+    plain = Net(made.model, config, unpacked(made, kind), backend=backend)
+    sessions = [Session(n, 1) for n in (made, plain)]
+    assert sessions[0]._weights is not None and len(sessions[0]._weights.turned) >= 9
+    rng = np.random.default_rng(1)
+    for length in (9, 1, 1, 3):  # many rows, one, few
+        ids = rng.integers(0, 67, (1, length)).astype("i4")
+        got, want = (s.feed(ids) for s in sessions)
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+
+
+def test_nothing_is_compiled_or_planned_anew_as_the_text_grows() -> None:
+    made = net(GPT2, weights="int8")
+    session = Session(made, 1, capacity=128)
+    session.feed(np.zeros((1, 4), np.int32))
+    calls = []
+    for _ in range(100):
+        count = 0
+
+        def count_calls(frame: Any, event: str, arg: Any) -> None:
+            nonlocal count
+            count += event == "call"
+
+        sys.setprofile(count_calls)
+        try:
+            session.feed(np.zeros((1, 1), np.int32))
+        finally:
+            sys.setprofile(None)
+        calls.append(count)
+    assert len(session._step._bound) == 2 and len(made._compiled) == 1  # the prompt, and one token
+    assert max(calls[1:]) == min(calls[1:]), "the work that Python does for a token is the same for every token"
+
+
+def test_weights_are_packed_again_when_they_change() -> None:
+    made = net(GPT2, weights="int8")
+    before = Session(made, 1).feed(np.zeros((1, 3), np.int32))
+    made.state = {n: -a if n.endswith("wte.weight") else a for n, a in made.state.items()}
+    assert not np.allclose(before, Session(made, 1).feed(np.zeros((1, 3), np.int32)))
+
+
+def test_unknown_weights_are_an_error_in_words() -> None:
+    with pytest.raises(ModelError) as info:
+        Net(models.build(GPT2), GPT2, weights="int4")
+    assert info.value.report() == (
+        "ModelError[TG950] weights cannot be packed as 'int4'\n  hint: one of float32, bfloat16, int8"
+    )
