@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from .decoder import Decoder, Planner, Sizes
 from .model import Model
 from .settings import Settings
 
+log = logging.getLogger("tensorgraph")
 Names = tuple[tuple[str, str], ...]
 
 
@@ -100,6 +102,25 @@ def find(config: Mapping[str, Any], table: Mapping[str, Architecture]) -> tuple[
     near = difflib.get_close_matches(str(wanted), table, 3, 0.6)
     hint = f"nearest are {', '.join(near)}" if near else f"supported are {', '.join(table)}"
     raise ModelError("TG911", f"unknown architecture {wanted!r}", hint=hint)
+
+
+def assumed(config: Mapping[str, Any], model: Model) -> dict[str, Any]:
+    """Sizes that the config does not have, so that the class's defaults stand for them.
+
+    Configs inside leave out what is their class's default as a matter of course.
+    """
+    return {key: model.config[key] for key in model.fields.values() if "." not in key and key not in config}
+
+
+def of_file(config: Mapping[str, Any], table: Mapping[str, Architecture]) -> tuple[Model, Architecture]:
+    """The model of a file's config, and its architecture; sizes that the config does not say are logged."""
+    _, found = find(config, table)
+    model = found.build(config)
+    if unsaid := assumed({found.synonyms.get(key, key): value for key, value in config.items()}, model):
+        are, s = ("is", "") if len(unsaid) == 1 else ("are", "s")
+        values = ", ".join(map(str, unsaid.values()))
+        log.warning("%s %s not in the config: %s, the class's default%s", ", ".join(unsaid), are, values, s)
+    return model, found
 
 
 def builder(table: Mapping[str, Architecture]) -> Callable[..., Model]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from tensorgraph import dtypes
 from tensorgraph.dims import Dim, Shape, dims, show_shape
-from tensorgraph.errors import DataError
+from tensorgraph.errors import DataError, DTypeError
 from tensorgraph.nn import Module
 from tensorgraph.ops.leaf import input
 from tensorgraph.tensor import Tensor
@@ -68,9 +68,13 @@ class Model(Module):
         """Raise DataError for arrays that do not fit each other, beyond their shapes and ranges."""
 
     def astype(self, dtype: Any) -> Any:
-        """Give every parameter this dtype; before the first graph is made. Returns self."""
+        """Give every parameter this dtype, a float; before the first graph is made. Returns self.
+
+        Raises DTypeError: TG206 for another dtype, TG200 for an unknown one.
+        """
+        chosen = float_dtype(dtype)
         for p in self.parameters():
-            p.dtype = dtypes.dtype(dtype)
+            p.dtype = chosen
         return self
 
     def mode(self, name: str, adapter: LoRA | None = None) -> Any:
@@ -103,6 +107,15 @@ def zero_or_one(name: str, mask: Array) -> Array:
     if mask.dtype.kind not in "biuf":
         raise DataError("TG503", f"{name} must be 0 or 1, not {mask.dtype}")
     return (mask != 0).astype(np.int32)
+def float_dtype(dtype: Any) -> dtypes.DType:
+    """The dtype, if it is one that a model computes in. Raises DTypeError[TG206] for ints, and as `dtypes.dtype`."""
+    found = dtypes.dtype(dtype)
+    if not found.is_float:
+        text = f"a model's values are floats: {found} cannot hold them"
+        raise DTypeError("TG206", text, hint="float32, float64, bfloat16 or float16")
+    return found
+
+
 
 
 def ids(*names: str) -> dict[str, Spec]:
@@ -122,4 +135,4 @@ def under(ours: str, theirs: str, names: Iterable[tuple[str, str]]) -> tuple[tup
     return tuple((ours + a, theirs + b) for a, b in names)
 
 
-__all__ = ["Model", "Spec", "array_of", "belongs", "ids", "under", "zero_or_one"]
+__all__ = ["Model", "Spec", "array_of", "belongs", "float_dtype", "ids", "under", "zero_or_one"]

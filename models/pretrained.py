@@ -23,9 +23,10 @@ from tensorgraph.nn import Parameter, match_name
 from tensorgraph.ops.leaf import const, input
 from tensorgraph.tensor import Tensor
 
-from . import architecture, gguf, lora, modes, packed, presets, stacked
+from . import architecture, gguf, lora, modes, presets, stacked
 from . import generate as generation
 from .architecture import Architecture
+from .differences import Difference, summary
 from .model import Model, array_of, zero_or_one
 from .tokenizer import FILE as TOKENIZER
 from .tokenizer import Tokenizer
@@ -39,8 +40,7 @@ class Net:
     """A model and its values. Call it with what transformers' forward takes; arrays in, a dict of arrays out.
 
     `config` is the file's, `model` the Module with its symbols bound, `state` the values by the names in the file,
-    `tokenizer` the one beside them, or None. `weights`: what products read when generating, "bfloat16" or "int8",
-    packed from the values; None: the values. Graphs are made once per set of inputs; sizes may change between calls.
+    `tokenizer` the one beside them, or None. Graphs are made once per set of inputs; sizes may change between calls.
     """
 
     def __init__(
@@ -55,10 +55,7 @@ class Net:
         defaults: Mapping[str, Any] | None = None,
         adapter: lora.LoRA | None = None,
         backend: str = "auto",
-        weights: str | None = None,
     ) -> None:
-        packed.check(weights)
-        self.weights = weights
         self.model, self.config, self.tokenizer, self.backend = model, dict(config), tokenizer, backend
         self.state = state or {}
         self.dtype = str(next(iter(model.parameters())).dtype)
@@ -301,6 +298,8 @@ class Net:
             raise ModelError("TG926", "the model has an adapter, which a checkpoint has no place for", hint=hint)
         tensors = stacked.split({self._published_name(name): array for name, array in self.values().items()})
         config = dict(self.config)
+        if self._folder is None:  # a preset leaves out what is its class's default
+            config |= architecture.assumed(config, self.model)
         for key in ("dtype", "torch_dtype"):
             if config.get(key, self.dtype) != self.dtype:
                 config[key] = self.dtype
@@ -353,24 +352,15 @@ def from_pretrained(
     *,
     adapter: str | os.PathLike[str] | None = None,
     backend: str = "auto",
-    weights: str | None = None,
 ) -> Net:
     """Open a checkpoint: a Hugging Face folder, a GGUF file, or a config.json (then without values).
 
     `adapter`: a folder of peft's with a LoRA for a model of a Hugging Face folder; all else is frozen.
-    `weights`: "bfloat16" or "int8" (rounded to 255 steps, a scale for each row) to generate with; all else is computed
-    in `dtype`, and calls and gradients read the values themselves.
-    Values are converted to `dtype`. Raises CheckpointError: TG801 nothing there, TG820 tensors that are missing,
-    unexplained or mis-shaped (all in one), and as reading does; ModelError: TG911 unknown architecture,
-    TG912 and TG913 settings, TG950 unknown `weights`.
+    Values are converted to `dtype`, a float. Raises CheckpointError: TG801 nothing there, TG820 tensors that are
+    missing, unexplained, mis-shaped or no floats (all in one), and as reading does; DTypeError: TG206 for another
+    dtype; ModelError: TG911 unknown architecture, TG912 and TG913 settings.
     """
-    packed.check(weights)
-    net = _open(Path(path), dtype, adapter, backend)
-    net.weights = weights
-    return net
-
-
-def _open(path: Path, dtype: Any, adapter: str | os.PathLike[str] | None, backend: str) -> Net:
+    path = Path(path)
     if path.is_dir():
         return _open_folder(path, dtype, backend, Path(adapter) if adapter is not None else None)
     if adapter is not None:
@@ -403,8 +393,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def _model(config: Mapping[str, Any], dtype: Any) -> tuple[Model, Architecture]:
     from . import ARCHITECTURES
 
-    _, found = architecture.find(config, ARCHITECTURES)
-    return found.build(config).astype(dtype), found
+    model, found = architecture.of_file(config, ARCHITECTURES)
+    return model.astype(dtype), found
 
 
 def _without_values(config: dict[str, Any], dtype: Any, backend: str, folder: Path) -> Net:
@@ -493,24 +483,34 @@ def _load(
 ) -> dict[str, Array]:
     """The values of all parameters, or of those `wanted`.
 
-    Raises CheckpointError[TG820] listing all tensors that do not fit.
+    Raises CheckpointError[TG820] for all tensors that do not fit; its `details` name each.
     """
     wanted = model.named_parameters() if wanted is None else wanted
     tied = {model.rename(path): name for name, paths in model.uses().items() for path in paths[1:]}
     names = {n: stacked.names_of(n, p, model.binding) for n, p in wanted.items()}
     shapes = {n: wanted[own].shape[int(n != own) :] for own, several in names.items() for n in several}
-    notes = [f"missing: {n} {_sizes(shape, model)}" for n, shape in shapes.items() if n not in entries]
+    wrong = [Difference("missing", n, _sizes(shape, model)) for n, shape in shapes.items() if n not in entries]
     for name, entry in entries.items():
         if name in shapes:
             if entry.shape != tuple(evaluate(d, model.binding) for d in shapes[name]):
                 has = _sizes(shapes[name], model)
-                notes.append(f"mis-shaped: {name} is {list(entry.shape)} in the file, the model has {has}")
+                about = f"is {list(entry.shape)} in the file, the model has {has}"
+                wrong.append(Difference("mis-shaped", name, about))
+            elif entry.dtype.kind in "biuc":
+                wrong.append(Difference("mis-typed", name, f"is {entry.dtype} in the file, the model has floats"))
         elif name not in tied and not any((m := match_name(b, name)) and not m[1] for b in buffers):
-            notes.append(f"unexplained: {name} {list(entry.shape)}")
-    if notes:
-        count = "1 tensor does" if len(notes) == 1 else f"{len(notes)} tensors do"
-        kind = model.config.get("model_type") or "model"
-        raise fail("TG820", where, f"{count} not fit the {kind} model of the config", notes=sorted(notes))
+            wrong.append(Difference("unexplained", name, str(list(entry.shape))))
+    if wrong:
+        count = "1 tensor does" if len(wrong) == 1 else f"{len(wrong)} tensors do"
+        kind, notes = model.config.get("model_type") or "model", summary(wrong)
+        raise fail(
+            "TG820",
+            where,
+            f"{count} not fit the {kind} model of the config",
+            notes=notes,
+            hint="the error's details name each; so does tensorgraph --details" if len(notes) < len(wrong) else None,
+            details=map(str, sorted(wrong)),
+        )
     state = {}
     for own, several in names.items():
         arrays = [read(name, to_dtype(dtype)) for name in several]

@@ -19,7 +19,7 @@ class Kind(NamedTuple):
     words: str
     holds: Callable[[Any], bool]
 
-    def __or__(self, other: Kind) -> Kind:  # type: ignore[override]
+    def __or__(self, other: Kind) -> Kind:
         return Kind(f"{self.words} or {other.words}", lambda v: self.holds(v) or other.holds(v))
 
 

@@ -57,6 +57,7 @@ class TensorgraphError(Exception):
     """Base of all errors raised on purpose.
 
     `code` is stable (`TG101`); `summary` is the first line; `hint` is one suggestion, or None.
+    `details` holds one line each for all that the message sums up, if it does.
     `str(error)` is the whole message, `error.report()` the same headed by the class name.
     """
 
@@ -68,12 +69,14 @@ class TensorgraphError(Exception):
         operands: Iterable[Operand] = (),
         notes: Iterable[str] = (),
         hint: str | None = None,
+        details: Iterable[str] = (),
     ) -> None:
         self.code = code
         self.summary = summary
         self.operands = tuple(operands)
         self.notes = tuple(notes)
         self.hint = hint
+        self.details = tuple(details)
         super().__init__(self._text())
 
     def _text(self) -> str:

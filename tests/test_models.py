@@ -448,11 +448,70 @@ def test_tensors_that_do_not_fit_are_listed_together(saved_gpt2):
     )
 
 
-def test_every_missing_tensor_is_in_the_notes(saved):
+def test_every_missing_tensor_is_in_the_details(saved):
     net, folder = saved
     safetensors.write(folder / "model.safetensors", dict(list(net.state.items())[:1]))
     e = raised(lambda: from_pretrained(folder))
-    assert {n.split()[1] for n in e.notes if n.startswith("missing")} == set(list(net.state)[1:])
+    assert {n.split()[1] for n in e.details if n.startswith("missing")} == set(list(net.state)[1:])
+    assert len(str(e).splitlines()) <= 12
+
+
+def test_tensors_that_differ_by_number_are_one_line(tmp_path):
+    config = {**LLAMA, "num_hidden_layers": 12}
+    net = net_of(config)
+    net.save_pretrained(tmp_path / "net")
+    state = {n: a for n, a in net.state.items() if ".mlp.up_proj." not in n and ".3." not in n}
+    for i in (0, 1, 2, 5, 7, 8):
+        state[f"model.layers.{i}.self_attn.q_proj.bias"] = np.zeros(16, np.float32)
+    state["model.norm.weight"] = np.zeros(16, np.int64)
+    safetensors.write(tmp_path / "net" / "model.safetensors", state)
+    e = raised(lambda: from_pretrained(tmp_path / "net"))
+    assert str(e).replace(str(tmp_path), "FOLDER") == (
+        "[TG820] net: 27 tensors do not fit the llama model of the config\n"
+        "  in FOLDER\n"
+        "  mis-typed: model.norm.weight is int64 in the file, the model has floats\n"
+        "  missing: model.layers.{0…11}.…  ×20\n"
+        "  unexplained: model.layers.{0…2,5,7…8}.self_attn.q_proj.bias [16]  ×6\n"
+        "  hint: the error's details name each; so does tensorgraph --details"
+    )
+    assert len(e.details) == 27
+    assert e.details[0] == "mis-typed: model.norm.weight is int64 in the file, the model has floats"
+    assert e.details[-1] == "unexplained: model.layers.8.self_attn.q_proj.bias [16]"
+    safetensors.write(
+        tmp_path / "net" / "model.safetensors", {n: a for n, a in net.state.items() if ".mlp.up_proj." not in n}
+    )
+    e = raised(lambda: from_pretrained(tmp_path / "net"))
+    assert str(e).replace(str(tmp_path), "FOLDER") == (
+        "[TG820] net: 12 tensors do not fit the llama model of the config\n"
+        "  in FOLDER\n"
+        "  missing: model.layers.{0…11}.mlp.up_proj.weight [10, 16] = [f, d]  ×12\n"
+        "  hint: the error's details name each; so does tensorgraph --details"
+    )
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int64", "bool", np.int32])
+def test_values_are_floats(dtype, saved):
+    e = raised(lambda: from_pretrained(saved[1], dtype=dtype))
+    name = dtype if isinstance(dtype, str) else "int32"
+    assert e.report() == (
+        f"DTypeError[TG206] a model's values are floats: {name} cannot hold them\n"
+        "  hint: float32, float64, bfloat16 or float16"
+    )
+
+
+def test_sizes_that_the_config_does_not_say_are_logged(tmp_path, caplog):
+    path = tmp_path / "config.json"
+    config = {k: v for k, v in LLAMA.items() if k != "hidden_size"}
+    path.write_text(json.dumps({**config, "num_attention_heads": 32}))
+    assert from_pretrained(path).model.binding["k"] == 128
+    path.write_text(json.dumps({"model_type": "gpt2", "hidden_size": 24, "n_layer": 1}))
+    from_pretrained(path)
+    path.write_text(json.dumps(GPT2))
+    from_pretrained(path)
+    assert [r.getMessage() for r in caplog.records] == [
+        "hidden_size is not in the config: 4096, the class's default",
+        "n_head, vocab_size, n_positions are not in the config: 12, 50257, 1024, the class's defaults",
+    ]
 
 
 @pytest.mark.parametrize(

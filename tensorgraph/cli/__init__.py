@@ -9,19 +9,21 @@ from collections.abc import Sequence
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command (`sys.argv` by default); the exit status.
 
-    2 for wrong input, with the error's report on standard error; 130 when interrupted. What is not a TensorgraphError
-    is a defect and keeps its traceback.
+    2 for wrong input, with the error's report on standard error (and with --details before the command all that
+    it sums up); 130 when interrupted. What is not a TensorgraphError is a defect and keeps its traceback.
     """
     from tensorgraph.errors import TensorgraphError
 
     from .app import app
 
+    given = sys.argv[1:] if args is None else list(args)
     try:
-        app(args=None if args is None else list(args), prog_name="tensorgraph")
+        app(args=given, prog_name="tensorgraph")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except TensorgraphError as error:
-        sys.stderr.write(error.report() + "\n")
+        details = error.details if given[:1] == ["--details"] else ()
+        sys.stderr.write("\n".join([error.report(), *(f"  {line}" for line in details)]) + "\n")
         return 2
     return 0
 

@@ -64,7 +64,10 @@ def print_json(data: Any) -> None:
 
 
 @app.callback(invoke_without_command=True)
-def options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    details: Annotated[bool, typer.Option("--details", help="After an error that sums up, all of it.")] = False,
+) -> None:
     if version:
         from tensorgraph import __version__
 

@@ -181,7 +181,7 @@ def _published(text: str, given: dict[str, Dim], changes: dict[str, Any]) -> Tar
     from tensorgraph import models
     from tensorgraph.io import gguf as gguf_files
     from tensorgraph.io import safetensors
-    from tensorgraph.models import gguf, presets
+    from tensorgraph.models import architecture, gguf, presets
     from tensorgraph.models.pretrained import CONFIG, read_json
 
     path = Path(text)
@@ -202,7 +202,7 @@ def _published(text: str, given: dict[str, Dim], changes: dict[str, Any]) -> Tar
         presets.config(text)  # raises, with the nearest names
         raise AssertionError
     config = {**config, **changes}
-    model = models.build(config)
+    model = models.build(config) if where is None else architecture.of_file(config, models.ARCHITECTURES)[0]
     if fields := _fields(text, model, given):
         model = models.build(config := {**config, **fields})
     if names is not None:

@@ -101,10 +101,18 @@ class Tensors(Mapping[str, Array]):
         return f"<{len(self)} tensors of {self._where}>"
 
 
-def fail(code: str, path: Path, what: str, *, notes: Iterable[str] = (), hint: str | None = None) -> CheckpointError:
+def fail(
+    code: str,
+    path: Path,
+    what: str,
+    *,
+    notes: Iterable[str] = (),
+    hint: str | None = None,
+    details: Iterable[str] = (),
+) -> CheckpointError:
     """The error about a file: its name first, its folder, which may be long, on a line of its own."""
     folder = [] if path.parent == Path(".") else [f"in {path.parent}"]
-    return CheckpointError(code, f"{path.name or path}: {what}", notes=[*folder, *notes], hint=hint)
+    return CheckpointError(code, f"{path.name or path}: {what}", notes=[*folder, *notes], hint=hint, details=details)
 
 
 def missing(names: Iterable[str], known: Iterable[str], where: Path) -> CheckpointError:
