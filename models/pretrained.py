@@ -23,11 +23,11 @@ from tensorgraph.nn import Parameter, match_name
 from tensorgraph.ops.leaf import const, input
 from tensorgraph.tensor import Tensor
 
-from . import architecture, gguf, lora, modes, presets, stacked
+from . import architecture, gguf, lora, modes, packed, presets, stacked
 from . import generate as generation
 from .architecture import Architecture
 from .differences import Difference, summary
-from .model import Model, array_of, zero_or_one
+from .model import Model, array_of, float_dtype, zero_or_one
 from .tokenizer import FILE as TOKENIZER
 from .tokenizer import Tokenizer
 
@@ -40,7 +40,8 @@ class Net:
     """A model and its values. Call it with what transformers' forward takes; arrays in, a dict of arrays out.
 
     `config` is the file's, `model` the Module with its symbols bound, `state` the values by the names in the file,
-    `tokenizer` the one beside them, or None. Graphs are made once per set of inputs; sizes may change between calls.
+    `tokenizer` the one beside them, or None. `weights`: what products read when generating, "bfloat16" or "int8",
+    packed from the values; None: the values. Graphs are made once per set of inputs; sizes may change between calls.
     """
 
     def __init__(
@@ -55,7 +56,10 @@ class Net:
         defaults: Mapping[str, Any] | None = None,
         adapter: lora.LoRA | None = None,
         backend: str = "auto",
+        weights: str | None = None,
     ) -> None:
+        packed.check(weights)
+        self.weights = weights
         self.model, self.config, self.tokenizer, self.backend = model, dict(config), tokenizer, backend
         self.state = state or {}
         self.dtype = str(next(iter(model.parameters())).dtype)
@@ -352,15 +356,24 @@ def from_pretrained(
     *,
     adapter: str | os.PathLike[str] | None = None,
     backend: str = "auto",
+    weights: str | None = None,
 ) -> Net:
     """Open a checkpoint: a Hugging Face folder, a GGUF file, or a config.json (then without values).
 
     `adapter`: a folder of peft's with a LoRA for a model of a Hugging Face folder; all else is frozen.
+    `weights`: "bfloat16" or "int8" (rounded to 255 steps, a scale for each row) to generate with; all else is computed
+    in `dtype`, and calls and gradients read the values themselves.
     Values are converted to `dtype`, a float. Raises CheckpointError: TG801 nothing there, TG820 tensors that are
     missing, unexplained, mis-shaped or no floats (all in one), and as reading does; DTypeError: TG206 for another
-    dtype; ModelError: TG911 unknown architecture, TG912 and TG913 settings.
+    dtype; ModelError: TG911 unknown architecture, TG912 and TG913 settings, TG950 unknown `weights`.
     """
-    path = Path(path)
+    packed.check(weights)
+    net = _open(Path(path), float_dtype(dtype), adapter, backend)
+    net.weights = weights
+    return net
+
+
+def _open(path: Path, dtype: Any, adapter: str | os.PathLike[str] | None, backend: str) -> Net:
     if path.is_dir():
         return _open_folder(path, dtype, backend, Path(adapter) if adapter is not None else None)
     if adapter is not None:
