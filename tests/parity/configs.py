@@ -165,7 +165,7 @@ CONFIGS: dict[str, Config] = {
         **rope(
             rope_type="yarn",
             factor=4.0,
-            original_max_position_embeddings=16,
+            original_max_position_embeddings=512,
             beta_fast=4.0,
             beta_slow=0.5,
             attention_factor=1.3,
