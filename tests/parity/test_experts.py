@@ -15,79 +15,10 @@ pytest.importorskip("transformers", reason="the reference needs transformers: ma
 from tensorgraph.models import from_pretrained
 
 from . import reference as R
-from .configs import BATCHES, LLAMA, Batch, Config, inputs
-from .test_families import PLAIN, family
+from .configs import BATCHES, Batch, inputs
+from .configs_families import EXPERTS as CONFIGS
+from .configs_families import PLAIN
 
-MIXTRAL = LLAMA | {"num_local_experts": 5, "num_experts_per_tok": 2}
-
-CONFIGS: dict[str, Config] = {
-    "mixtral": family("MixtralForCausalLM", 90, MIXTRAL),
-    "mixtral-window": family(
-        "MixtralForCausalLM", 91, MIXTRAL, sliding_window=3, num_experts_per_tok=3, head_dim=10, pad_token_id=4
-    ),
-    "mixtral-one": family(
-        "MixtralForCausalLM", 92, MIXTRAL, num_experts_per_tok=1, tie_word_embeddings=True, num_hidden_layers=3
-    ),
-    "mixtral-all": family("MixtralForCausalLM", 93, MIXTRAL, num_experts_per_tok=5, hidden_act="gelu"),
-    "mixtral-balanced": family(
-        "MixtralForCausalLM", 94, MIXTRAL, output_router_logits=True, router_aux_loss_coef=0.7, num_experts_per_tok=3
-    ),
-}
-V2 = LLAMA | {
-    "num_key_value_heads": 6,
-    "moe_intermediate_size": 11,
-    "first_k_dense_replace": 1,
-    "kv_lora_rank": 12,  # view_as_complex wants even strides
-    "q_lora_rank": 14,
-    "qk_nope_head_dim": 10,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 7,
-    "n_routed_experts": 12,
-    "n_shared_experts": 2,
-    "num_experts_per_tok": 3,
-}
-GROUPS = {"n_group": 4, "topk_group": 2}
-V3 = V2 | GROUPS
-YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0}
-CONFIGS |= {
-    "v2": family("DeepseekV2ForCausalLM", 100, V2),
-    "v2-plain-q": family("DeepseekV2ForCausalLM", 101, V2, q_lora_rank=None, first_k_dense_replace=0, mlp_bias=True),
-    "v2-groups": family(
-        "DeepseekV2ForCausalLM",
-        102,
-        V2,
-        topk_method="group_limited_greedy",
-        **GROUPS,
-        routed_scaling_factor=3.0,
-        num_hidden_layers=3,
-        attention_bias=True,
-    ),
-    "v2-yarn": family(
-        "DeepseekV2ForCausalLM",
-        103,
-        V2,
-        rope_parameters=YARN | {"mscale": 0.7, "mscale_all_dim": 0.9},
-        max_position_embeddings=128,
-        n_shared_experts=1,
-        tie_word_embeddings=True,
-    ),
-    "v3": family("DeepseekV3ForCausalLM", 104, V3),
-    "v3-not-normalised": family(
-        "DeepseekV3ForCausalLM", 105, V3, norm_topk_prob=False, attention_bias=True, first_k_dense_replace=0
-    ),
-    "v3-yarn": family(
-        "DeepseekV3ForCausalLM",
-        106,
-        V3,
-        rope_parameters=YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
-        max_position_embeddings=128,
-        routed_scaling_factor=1.7,
-        num_hidden_layers=3,
-    ),
-    "v3-halves": family(
-        "DeepseekV3ForCausalLM", 107, V3, rope_interleave=False, q_lora_rank=None, n_group=1, topk_group=1
-    ),
-}
 CASES = [(name, batch) for name, config in CONFIGS.items() for batch in config.batches]
 BOUNDS = {"float64": (1e-9, 1e-9), "float32": (1e-5, 1e-4)}
 

@@ -20,7 +20,7 @@ from tensorgraph.models import LoRA, Net, build, lora
 
 from . import reference as R
 from .configs import GPT2, LLAMA
-from .test_experts import MIXTRAL, V2, V3
+from .configs_families import MIXTRAL, V2, V3
 
 B, T = 2, 7
 MODELS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {

@@ -25,12 +25,11 @@ from tensorgraph.models.moe import MixtureOfExperts
 from tensorgraph.models.parts import Attention
 from tensorgraph.nn import Module, RMSNorm
 
-from . import configs, configs_vision, test_experts, test_families
+from . import configs, configs_vision
 from . import reference as R
-from .test_experts import YARN
-from .test_families import FULL, SLIDING
+from .configs_families import EXPERTS, FAMILIES, FULL, SLIDING, YARN
 
-TEXTS = {**configs.CONFIGS, **test_families.CONFIGS, **test_experts.CONFIGS}
+TEXTS = {**configs.CONFIGS, **FAMILIES, **EXPERTS}
 CASES = {**configs_vision.ENCODERS, **configs_vision.VISION}
 OUTPUTS, GRADIENTS = 1e-5, 1e-4
 PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
@@ -238,7 +237,9 @@ def reference_of(name: str) -> tuple[Any, dict[str, Any], R.Reference, Any, tupl
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory):
-    return functools.cache(lambda name: R.save(reference_of(name)[0], tmp_path_factory.mktemp(f"plain-{name}", numbered=False)))
+    return functools.cache(
+        lambda name: R.save(reference_of(name)[0], tmp_path_factory.mktemp(f"plain-{name}", numbered=False))
+    )
 
 
 def differs(net: Any, name: str) -> bool:
