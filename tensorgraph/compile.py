@@ -50,8 +50,9 @@ def compile(
     the one called "loss"): see Step. `capture`: patterns of named values returned as well, under "captured".
     `donate`: {output: input} pairs; that input's array is overwritten with the output, in place where possible.
     `debug="nonfinite"`: the first node that produces nan or inf is an error. `trace`: a folder for each pass.
-    `strict`: generated C rounds every operation by itself and takes exp and tanh from libm; by default it fuses
-    multiply-add and uses polynomials. Both give the same bits from run to run, for any number of threads.
+    `backend`: "auto" is generated C for a training step where a compiler is found, and NumPy otherwise.
+    `strict`: generated C takes exp and tanh of float32 from libm, and small products round twice per element; else they
+    are polynomials and fused. Both give the same bits from run to run, for any number of threads.
     `remat`: forward values that backward reads are kept ("none") or computed again, layer by layer ("block"), also the
     layers' own inputs ("full"), or for as few layers as bring the peak under "budget=2GB" (which needs `binding`).
     `memory_limit`: bytes that a call may need in all; by default what the system has free.
@@ -64,7 +65,7 @@ def compile(
         raise BackendError("TG700", f"unknown debug mode {debug!r}", hint='debug="nonfinite"')
     if backend == "c":
         cpu.need_compiler()
-    chosen = "numpy" if backend == "auto" else backend
+    chosen = _chosen(update is not None) if backend == "auto" else backend
     remats.mode(remat)
     sizes = dims.binding(binding) if binding else {}
     options = _Options(chosen, sizes, debug, trace, name, strict, remat, memory_limit)
@@ -86,6 +87,11 @@ def compile(
             raise GraphError("TG314", text, hint="update=tg.optim.AdamW(lr=3e-4)")
         return Step(flat, tree, update, options)
     return Compiled(flat, tree, options, dict(donate or {}))
+
+
+def _chosen(repeated: bool) -> str:
+    """What "auto" means: C for what is called again and again, if there is a compiler; NumPy for one evaluation."""
+    return "c" if repeated and cpu.offered() else "numpy"
 
 
 class _Options(NamedTuple):

@@ -248,12 +248,48 @@ def test_arrays_that_are_not_contiguous():
     np.testing.assert_array_equal(b, want)
 
 
-def test_without_a_compiler(monkeypatch):
+@pytest.fixture
+def fresh_offer():
+    cpu.offered.cache_clear()
+    cpu.library.cache_clear()
+    yield
+    cpu.offered.cache_clear()
+    cpu.library.cache_clear()
+
+
+def test_auto_is_c_for_a_training_step_and_numpy_for_one_evaluation():
+    w = tg.param("w", (3,))
+    assert tg.compile(w.square().sum(), update=tg.optim.SGD(0.1)).options.backend == "c"
+    assert tg.compile(w.square().sum()).options.backend == "numpy"
+
+
+def test_without_a_compiler(monkeypatch, fresh_offer, caplog):
     monkeypatch.setattr(cpu, "compiler", lambda: None)
-    x = tg.input("x", (3,))
+    x, w = tg.input("x", (3,)), tg.param("w", (3,))
     with pytest.raises(tg.errors.BackendError, match="needs a C compiler"):
         tg.compile(x + 1.0, backend="c")
     assert tg.compile(x + 1.0)(x=np.zeros(3, "float32")).tolist() == [1, 1, 1]
+    for _ in range(2):
+        step = tg.compile((w - 1.0).square().sum(), update=tg.optim.SGD(0.5))
+        value, state = step(step.init({"w": np.zeros(3)}))
+    assert value == 3 and state["params/w"].tolist() == [1, 1, 1]
+    assert [r.getMessage() for r in caplog.records] == ['no C compiler was found: backend="auto" runs on NumPy']
+
+
+def test_with_a_compiler_that_does_not_work(monkeypatch, fresh_offer, caplog, tmp_path):
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\necho no headers >&2\nexit 1\n")
+    broken.chmod(0o700)
+    monkeypatch.setenv("TENSORGRAPH_CACHE", str(tmp_path))
+    monkeypatch.setattr(cpu, "compiler", lambda: str(broken))
+    cpu.cache.cache_clear()
+    try:
+        w = tg.param("w", (3,))
+        step = tg.compile(w.sum(), update=tg.optim.SGD(0.5))
+        value, _ = step(step.init({"w": np.ones(3)}))
+        assert value == 3 and "does not work" in caplog.text and len(caplog.records) == 1
+    finally:
+        cpu.cache.cache_clear()
 
 
 # ------------------------------------------------------------------------------------- the call made again

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import glob
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -41,6 +42,18 @@ def compiler() -> str | None:
         if found and os.name == "posix":
             return found
     return None
+
+
+@functools.cache
+def offered() -> bool:
+    """Whether there is a compiler, and it works; if not, says once what that means."""
+    try:
+        library()
+    except (BackendError, OSError) as error:
+        why = "no C compiler was found" if compiler() is None else f"the C compiler does not work ({str(error)[:200]})"
+        logging.getLogger("tensorgraph").warning('%s: backend="auto" runs on NumPy', why.partition("\n")[0])
+        return False
+    return True
 
 
 def need_compiler() -> str:
