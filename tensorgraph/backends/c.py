@@ -45,6 +45,14 @@ TG_PART void tg_run(Call *c, Fn fn, void *const *a, int64_t n, int64_t parts, in
 """.replace("TG_GRAIN", str(GRAIN))
 
 
+# Around a step, if it is timed: seconds added up in the unit.
+CLOCK = "struct timespec t0, t1; clock_gettime(CLOCK_MONOTONIC, &t0);"
+SPENT = (
+    "clock_gettime(CLOCK_MONOTONIC, &t1); tg_spent[",
+    "] += (t1.tv_sec - t0.tv_sec) + 1e-9 * (t1.tv_nsec - t0.tv_nsec); }",
+)
+
+
 def keep(t: Tensor) -> bool:
     """Ops that stay whole: their definition would not be faster. Half precision keeps the records' own forwards."""
     if t.op.forward_fn is None:
@@ -57,7 +65,7 @@ def keep(t: Tensor) -> bool:
 class Lowered(cpacked.PackedKernels, plain.Lowered):
     """A fused program as C and as the Python that calls it."""
 
-    def __init__(self, program: Program, name: str = "graph", strict: bool = False) -> None:
+    def __init__(self, program: Program, name: str = "graph", strict: bool = False, timed: bool = False) -> None:
         self.strict = strict
         self.slots: dict[Value | Buffer, int] = {}
         self.c_sizes: list[Dim] = []
@@ -67,7 +75,7 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
         self.scratch: list[Dim] = []
         for v in program.leaves.values():
             self.slots[v] = len(self.slots)
-        super().__init__(program, name)
+        super().__init__(program, name, timed)
 
     def bind(self, binding: Mapping[str, int]) -> Bound:
         return Bound(self, binding, plan(self.program, binding))
@@ -89,19 +97,20 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
         steps = cast("list[Step]", self.program.kernels)
         needed: set[Value] = set()
         lines: list[str] = []
-        for step in steps:
+        for number, step in enumerate(steps):
             text = self._region(step) if step.region else self.special(step)
             if text is not None:
                 if not lines or not lines[-1].startswith("F.segment"):
                     lines.append(f"F.segment{len(self.segments)}(v.call)")
                     self.segments.append([])
                 self.segments[-1].append(f"    /* {self._note(step.outputs[-1], step).replace('*/', '')} */")
-                self.segments[-1] += ["    " + x for x in text]
+                clocked = [f"{{ {CLOCK}", *text, f"{SPENT[0]}{number}{SPENT[1]}"] if self.timed else text
+                self.segments[-1] += ["    " + x for x in clocked]
                 continue
             piece = step.pieces[0]
             needed.update([*piece.inputs, *piece.outputs])
             call = plain.Kernel(piece.kernel.node, piece.inputs, piece.outputs, "op", step.alias)
-            lines.append(f"{self._kernel(call):<{plain.WIDTH}}  # {self._note(step.outputs[0], step)}")
+            lines += self._timed(number, f"{self._kernel(call):<{plain.WIDTH}}  # {self._note(step.outputs[0], step)}")
         p = self.program
         needed.update(p.outputs.values())
         for v in p.values:
@@ -129,10 +138,12 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
 
     def _compile(self) -> None:
         self.c_source = ""
+        self._clocks: Any = None
         if not self.segments:
             return
         packed = [cpu.text("packed.h")] if self.packed else []
-        parts = [cpu.text("runtime.h"), cgen.MATHS, PRELUDE, *packed, *self.functions]
+        clocks = [f"#include <time.h>\ndouble tg_spent[{len(self.spent)}];"] if self.timed else []
+        parts = [cpu.text("runtime.h"), cgen.MATHS, PRELUDE, *packed, *clocks, *self.functions]
         for i, body in enumerate(self.segments):
             parts += [
                 f"TG_COLD int segment{i}(Call *c) {{",
@@ -148,6 +159,12 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
             call.argtypes = [ctypes.c_void_p]
             self._records[f"segment{i}"] = _checked(call)
         self.segment = library["segment0"]
+        self._clocks = (ctypes.c_double * len(self.spent)).in_dll(library, "tg_spent") if self.timed else None
+
+    @property
+    def times(self) -> list[float]:
+        within = self._clocks or [0.0] * len(self.spent)
+        return [a + b for a, b in zip(self.spent, within, strict=True)]
 
     def _function(self, body: list[str]) -> str:
         """The name of a function with this body; equal bodies are one function."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import linecache
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
@@ -29,8 +30,9 @@ CHUNK = 2000  # lines per function
 class Lowered:
     """A program as Python source, and the functions it defines."""
 
-    def __init__(self, program: Program, name: str = "graph") -> None:
-        self.program = program
+    def __init__(self, program: Program, name: str = "graph", timed: bool = False) -> None:
+        self.program, self.timed = program, timed
+        self.spent = [0.0] * len(program.kernels)  # seconds per kernel, if timed
         self.sizes: list[Dim] = []
         self._slot: dict[Dim, int] = {}
         self._records: dict[str, Any] = {}
@@ -46,6 +48,8 @@ class Lowered:
             "np": xp.numpy,
             "F": SimpleNamespace(**self._records),
             "D": SimpleNamespace(**dtypes.ALL),
+            "clock": time.perf_counter,
+            "spent": self.spent,
         }
         exec(compile(self.source, self.filename, "exec"), space)  # law 9: the one exec, on generated text
         self.views: Callable[..., None] = space["views"]
@@ -53,6 +57,11 @@ class Lowered:
 
     def bind(self, binding: Mapping[str, int]) -> Bound:
         return Bound(self, binding, plan(self.program, binding))
+
+    @property
+    def times(self) -> list[float]:
+        """Seconds spent in each kernel so far, if timed."""
+        return self.spent
 
     # -- text
     def _size(self, d: Dim) -> str:
@@ -131,9 +140,9 @@ class Lowered:
                 )
             elif v.kind == "view" and v.root.kind != "leaf":
                 self.views_lines.append(f"v.t{v.index} = {self._seen(v)}  # {self._note(v)}")
-        for k in self.program.kernels:
+        for n, k in enumerate(self.program.kernels):
             line = self._copy(k) if k.kind == "copy" else self._kernel(k)
-            self.step_lines.append(f"{line:<{WIDTH}}  # {self._note(k.outputs[0], k)}")
+            self.step_lines += self._timed(n, f"{line:<{WIDTH}}  # {self._note(k.outputs[0], k)}")
         p = self.program
         for name, key in p.donated.items():
             v = p.outputs[name]
@@ -145,6 +154,9 @@ class Lowered:
             if n not in p.donated
         ]
         self.step_lines.append(f"return ({', '.join(results)}{',' if len(results) == 1 else ''})")
+
+    def _timed(self, n: int, line: str) -> list[str]:
+        return ["v.start = clock()", line, f"spent[{n}] += clock() - v.start"] if self.timed else [line]
 
     def _copy(self, k: Kernel) -> str:
         src, out = k.inputs[0], k.outputs[0]

@@ -384,3 +384,39 @@ def train(
         print_json(done)
     if done["interrupted"]:
         raise typer.Exit(130)
+
+
+@app.command(epilog="Example: tensorgraph bench gpt2 -d n=2 -d T=64 -o profile.svg")
+def bench(
+    model: Model,
+    d: Sizes = None,
+    backend: Annotated[str, typer.Option("--backend", help="auto, c or numpy.")] = "auto",
+    only: Annotated[str | None, typer.Option("--only", metavar="WHAT", help="train or decode; else both.")] = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="To decode with: float32, bfloat16 or int8.")] = None,
+    context: Annotated[int, typer.Option("--context", min=2, help="Tokens before those that are decoded.")] = 256,
+    seconds: Annotated[float, typer.Option("--seconds", help="How long each is timed.")] = 3.0,
+    out: Annotated[
+        list[Path] | None, typer.Option("-o", "--out", help="Picture coloured by time: svg, png, pdf ...")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Speed of training and decoding, beside what the machine can do, and where the time goes."""
+    from tensorgraph.errors import ModelError
+
+    from . import bench as bench_of
+    from .target import open_target
+
+    if only not in (None, "train", "decode"):
+        raise ModelError("TG952", f"--only is train or decode, not {only}")
+    found = bench_of.run(
+        None if as_json else console(),
+        open_target(model, d),
+        backend=backend,
+        weights=weights,
+        modes=("train", "decode") if only is None else (only,),
+        context=context,
+        seconds=seconds,
+        out=list(out or ()),
+    )
+    if as_json:
+        print_json(found)

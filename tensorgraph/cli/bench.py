@@ -1,0 +1,295 @@
+"""`tensorgraph bench`: how fast a model trains and decodes here, beside what the machine could do; where time goes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tensorgraph.compile import Step, compile
+from tensorgraph.dims import evaluate
+from tensorgraph.errors import ModelError
+from tensorgraph.graph import Graph
+from tensorgraph.interpret import shape_of
+from tensorgraph.optim import AdamW
+from tensorgraph.profile import Profile, profile
+
+from .target import Target
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+USUAL = {"B": 1, "T": 128}
+
+
+def limits() -> dict[str, float]:
+    """What this machine does at best, through NumPy: GFLOP/s of a float32 product, GB/s of reading memory."""
+    a = np.ones((1536, 1536), np.float32)
+    out = np.empty_like(a)
+    product = least(lambda: np.matmul(a, a, out=out), 0.5)
+    matrix, x = np.ones((16384, 4096), np.float32), np.ones(4096, np.float32)
+    y = np.empty(16384, np.float32)
+    read = least(lambda: np.dot(matrix, x, out=y), 0.5)
+    return {"gemm_gflops": 2 * 1536**3 / product / 1e9, "read_gbs": matrix.nbytes / read / 1e9}
+
+
+def least(call: Callable[[], Any], seconds: float) -> float:
+    """The shortest of the calls that fit in so many seconds, after one to warm up."""
+    return min(timed(call, seconds))
+
+
+def timed(call: Callable[[], Any], seconds: float) -> list[float]:
+    call()
+    times: list[float] = []
+    start = time.perf_counter()
+    while not times or time.perf_counter() - start < seconds:
+        t = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - t)
+    return times
+
+
+def peak_mb() -> float | None:
+    """The largest size of this process so far, in MB; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+def train(target: Target, backend: str, seconds: float, machine: Mapping[str, float]) -> tuple[dict[str, Any], Profile]:
+    """Figures of a training step (AdamW, float32) on random batches, and where its time goes.
+
+    Raises ModelError[TG951] for a model without a loss.
+    """
+    graph = _loss(target)
+    binding = sizes(target, graph)
+    step: Step = compile(graph, update=AdamW(3e-4), binding=binding, backend=backend)
+    predicted = step.memory().peak / 1e6
+    state = step.init(seed=0)
+    batch = random_inputs(graph, binding)
+    begin = time.perf_counter()
+    _, state = step(state, **batch)
+    first = time.perf_counter() - begin
+
+    def once() -> None:
+        nonlocal state
+        _, state = step(state, **batch)
+
+    times = timed(once, seconds)
+    spent = statistics.median(times)
+    products = step.cost(binding)
+    flops = sum(int(f.products) for f in (products.forward, products.backward))
+    rate = flops / spent / 1e9
+    tokens = _tokens(batch)
+    arrays = {k: a for k, a in {**state.arrays, **batch}.items() if k in step.compiled.program.leaves}
+    where = profile(step.compiled, arrays, binding)
+    return {
+        "what": "train",
+        "backend": step.compiled.options.backend,
+        "sizes": {k: v for k, v in binding.items() if k in graph.symbols},
+        "ms": spent * 1e3,
+        "ms_least": min(times) * 1e3,
+        "first_s": first,
+        "tokens_per_s": tokens / spent,
+        "gflops": rate,
+        "share_of_gemm": rate / machine["gemm_gflops"],
+        "predicted_mb": predicted,
+        "process_mb": peak_mb(),
+        "ms_by_op": {k: v * 1e3 for k, v in where.by_op().items()},
+    }, where
+
+
+def _loss(target: Target) -> Graph:
+    if target.graph is not None:
+        outputs = target.graph.outputs
+        scalar = {n: t for n, t in outputs.items() if t.shape == () and t.dtype.is_float}
+    else:
+        module: Any = target.module
+        names = (*(getattr(module, "usual", ()) or getattr(module, "needs", ("input_ids",))),
+                 *getattr(module, "learns", ("labels",)))  # fmt: skip
+        found = module.outputs(**module.inputs(names)) if hasattr(module, "outputs") else {}
+        scalar = {n: t for n, t in found.items() if n == "loss"}
+    if not scalar:
+        raise ModelError("TG951", f"{target.name} has no loss to train on", hint="return a scalar")
+    name = "loss" if "loss" in scalar else next(iter(scalar))
+    return Graph({"loss": scalar[name]}, name=target.name)
+
+
+def sizes(target: Target, graph: Graph) -> dict[str, int]:
+    """Values of all sizes: the model's, those of -d, and 1 sequence of 128 positions where none is given."""
+    out = dict(target.binding)
+    longest = getattr(getattr(target.module, "plan", None), "longest", None)
+    for n in graph.symbols:
+        if n not in out:
+            out[n] = min(USUAL.get(n, 1), longest or USUAL["T"])
+    return out
+
+
+def random_inputs(graph: Graph, binding: Mapping[str, int]) -> dict[str, Any]:
+    """An array for every input: ids in their ranges, ones for masks, normal numbers."""
+    rng = np.random.default_rng(0)
+    out: dict[str, Any] = {}
+    for name, t in graph.inputs.items():
+        shape = shape_of(t, binding)
+        if t.dtype.kind == "i":
+            highs = [evaluate(high, binding) for _, high, _, _ in graph.data_ranges.get(name, ())]
+            out[name] = rng.integers(0, min(highs, default=2), shape).astype(t.dtype.np)
+        elif t.dtype.kind == "b":
+            out[name] = np.ones(shape, bool)
+        else:
+            out[name] = rng.standard_normal(shape).astype(t.dtype.np)
+    return out
+
+
+def _tokens(batch: Mapping[str, Any]) -> int:
+    """How many positions a batch has: those of its ids; without any, its first axis."""
+    whole = [a for a in batch.values() if a.dtype.kind == "i" and a.ndim == 2]
+    if whole:
+        return int(whole[0].size)
+    return max((int(a.shape[0]) for a in batch.values() if a.ndim), default=1)
+
+
+# ---------------------------------------------------------------------------------------------- decoding
+
+
+def decode(
+    target: Target, backend: str, weights: str | None, context: int, seconds: float, machine: Mapping[str, float]
+) -> dict[str, Any]:
+    """Figures of making one token after another, greedily, after `context` of them. `weights` as of `from_pretrained`.
+
+    The share is of the time that reading each weight once takes at least.
+    """
+    from tensorgraph.models import from_pretrained
+    from tensorgraph.models.generate import Session
+    from tensorgraph.models.pretrained import Net
+
+    module: Any = target.module
+    assert target.config is not None
+    if target.path is not None and target.path.suffix != ".json":
+        net = from_pretrained(target.path, backend=backend, weights=weights)
+    else:
+        net = Net(module, target.config, backend=backend, weights=weights).init(0)
+    longest = net.model.plan.longest
+    context = min(context, longest // 2) if longest is not None else context
+    session = Session(net, 1, capacity=2 * context)
+    begin = time.perf_counter()
+    logits = session.feed(np.zeros((1, context), np.int32))
+    prefill = time.perf_counter() - begin
+    token = logits.argmax(-1)[:, None].astype(np.int32)
+
+    def once() -> None:
+        nonlocal token
+        session.position = context + (session.position - context) % (context // 2)  # the cache's length stays alike
+        token = session.feed(token).argmax(-1)[:, None].astype(np.int32)
+
+    begin = time.perf_counter()
+    once()
+    first = time.perf_counter() - begin
+    times = timed(once, seconds)
+    spent = statistics.median(times)
+    read = weight_bytes(session)
+    return {
+        "what": "decode",
+        "backend": session._step.options.backend,
+        "weights": weights or net.dtype,
+        "context": context,
+        "ms_per_token": spent * 1e3,
+        "ms_least": min(times) * 1e3,
+        "first_s": prefill + first,
+        "tokens_per_s": 1 / spent,
+        "weights_mb": read / 1e6,
+        "gbs": read / spent / 1e9,
+        "share_of_read": read / spent / 1e9 / machine["read_gbs"],
+        "process_mb": peak_mb(),
+    }
+
+
+def weight_bytes(session: Any) -> int:
+    """Bytes of the weights that a token's products read: each once; of a table that is only looked up, a row."""
+    values = session.net.values() if session._weights is None else session._weights.values(session.net.values())
+    return sum(
+        values[key].nbytes
+        for key, v in session._step.program.leaves.items()
+        if key in values and any(t.op.name != "take" for t in session._step.graph.nodes if v.node in t.inputs)
+    )
+
+
+# ----------------------------------------------------------------------------------------------- the command
+
+
+def show(console: Console, rows: list[dict[str, Any]], machine: Mapping[str, float]) -> None:
+    """What was measured, for people."""
+    from .tables import plain
+
+    said = f"{machine['gemm_gflops']:,.0f} GFLOP/s of products, {machine['read_gbs']:,.1f} GB/s of reading"
+    console.print(f"this machine, through NumPy: {said}", soft_wrap=True)
+    for row in rows:
+        if row["what"] == "train":
+            at = ", ".join(f"{k}={v}" for k, v in row["sizes"].items())
+            console.print(
+                f"\ntrain ({row['backend']}; {at}): {row['ms']:,.1f} ms a step, {row['tokens_per_s']:,.0f} tokens/s, "
+                f"{row['gflops']:,.1f} GFLOP/s = {row['share_of_gemm']:.0%} of the limit; predicted peak "
+                f"{row['predicted_mb']:,.0f} MB; first step {row['first_s']:.1f} s",
+                soft_wrap=True,
+                markup=False,
+            )
+            table = plain("op", "ms", "share", right=("ms", "share"))
+            total = sum(row["ms_by_op"].values())
+            for name, ms in list(row["ms_by_op"].items())[:12]:
+                table.add_row(name, f"{ms:,.2f}", f"{ms / total:.0%}")
+            console.print(table)
+        else:
+            console.print(
+                f"\ndecode ({row['backend']}; {row['weights']} weights, after {row['context']}): "
+                f"{row['ms_per_token']:,.2f} ms a token, {row['tokens_per_s']:,.0f} tokens/s, "
+                f"{row['gbs']:,.1f} GB/s of weights = {row['share_of_read']:.0%} of the limit",
+                soft_wrap=True,
+                markup=False,
+            )
+
+
+def run(
+    console: Console | None,
+    target: Target,
+    *,
+    backend: str,
+    weights: str | None,
+    modes: tuple[str, ...],
+    context: int,
+    seconds: float,
+    out: list[Path],
+) -> dict[str, Any]:
+    """Measure, print unless `console` is None, write the picture; all figures."""
+    machine = limits()
+    rows: list[dict[str, Any]] = []
+    if "train" in modes:
+        row, where = train(target, backend, seconds, machine)
+        rows.append(row)
+        for path in out:
+            from tensorgraph.visualize.draw import draw
+
+            graph = target.trace()
+            picture = draw(graph, values=where.values(graph), values_label="ms a step", binding=target.binding)
+            picture.save(path)
+    if "decode" in modes and target.config is not None and hasattr(target.module, "plan"):
+        rows.append(decode(target, backend, weights, context, seconds, machine))
+    if console is not None:
+        show(console, rows, machine)
+        for path in out:
+            console.print(f"wrote {path}", soft_wrap=True, markup=False)
+    return {"model": target.name, "machine": dict(machine), "rows": rows}
+
+
+__all__ = ["decode", "limits", "run", "train"]

@@ -1,0 +1,83 @@
+"""tensorgraph bench, and the profile under it: figures add up, places are the model's, pictures show them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tensorgraph as tg
+from tensorgraph.backends import cpu
+from tensorgraph.cli import bench, main
+from tensorgraph.profile import profile
+from tensorgraph.visualize import draw
+
+BACKENDS = ["numpy", pytest.param("c", marks=pytest.mark.skipif(cpu.compiler() is None, reason="no compiler"))]
+
+
+@pytest.fixture(autouse=True)
+def quick_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "limits", lambda: {"gemm_gflops": 100.0, "read_gbs": 10.0})
+
+
+def bench_of(capsys: pytest.CaptureFixture[str], *args: str) -> Any:
+    assert main(["bench", *args, "--seconds", "0.05", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_time_is_put_where_it_is_spent(backend: str) -> None:
+    x = tg.input("x", (64, 512))
+    with tg.scope("heavy"):
+        y = x @ tg.param("w", (512, 2048))
+    with tg.scope("light"):
+        z = tg.tanh(y @ tg.param("v", (2048, 1)))
+    f = tg.compile(z.sum(), backend=backend)
+    rng = np.random.default_rng(0)
+    arrays = {
+        n: rng.standard_normal(s).astype("f4") for n, s in (("x", (64, 512)), ("w", (512, 2048)), ("v", (2048, 1)))
+    }
+    found = profile(f, arrays, {}, runs=5)
+    by_op = found.by_op()
+    assert next(iter(by_op)) == "matmul" and 0 < sum(by_op.values()) <= found.wall * 1.05
+    graph = tg.Graph(z)
+    values = {t.path or t.op.name: v for t, v in found.values(graph).items()}
+    assert max(found.values(graph), key=found.values(graph).__getitem__).scope.path == "heavy", values
+
+
+def test_both_are_measured(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = bench_of(capsys, "mini-268", "--backend", "numpy", "-o", str(tmp_path / "p.svg"))
+    (train, decode) = found["rows"]
+    assert train["what"] == "train" and decode["what"] == "decode" and found["machine"]["gemm_gflops"] == 100
+    assert train["gflops"] == pytest.approx(100 * train["share_of_gemm"]) and train["tokens_per_s"] > 0
+    tokens = train["sizes"]["B"] * train["sizes"]["T"]
+    assert train["tokens_per_s"] * train["ms"] / 1e3 == pytest.approx(tokens)
+    assert decode["gbs"] == pytest.approx(10 * decode["share_of_read"]) and decode["weights"] == "float32"
+    svg = (tmp_path / "p.svg").read_text(encoding="utf-8")
+    assert "ms a step" in svg and "<svg" in svg
+
+
+def test_weights_are_counted_as_they_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = [f"-d{k}" for k in ("n=2", "d=64", "H=4", "f=128", "V=512", "P=64")]
+    rows = {w: bench_of(capsys, "gpt2", *sizes, "--only", "decode", "--backend", "numpy", "--weights", w)["rows"][0]
+            for w in ("float32", "bfloat16", "int8")}  # fmt: skip
+    mb = {w: row["weights_mb"] for w, row in rows.items()}
+    assert mb["float32"] > 1.7 * mb["bfloat16"] > 1.7 * 1.5 * mb["int8"]
+
+
+def test_a_profile_colours_the_picture_of_the_model() -> None:
+    from tensorgraph.cli.target import open_target
+
+    target = open_target("mini-268", [])
+    graph, where = target.trace(), bench.train(target, "numpy", 0.01, {"gemm_gflops": 100.0, "read_gbs": 10.0})[1]
+    picture = draw(graph, values=where.values(graph), values_label="ms")
+    coloured = [b for b in picture.view.boxes if b.value is not None]
+    assert len(coloured) > len(picture.view.boxes) / 2
+
+
+def test_wrong_wishes_are_errors_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "gpt2", "--only", "sleep"]) == 2
+    assert capsys.readouterr().err == "ModelError[TG952] --only is train or decode, not sleep\n"
