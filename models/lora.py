@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,17 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modules_to_save": (None, []),
     "use_dora": (False, None),
     "lora_bias": (False, None),
-    "rank_pattern": (None, {}),
-    "alpha_pattern": (None, {}),
     "layers_to_transform": (None, []),
     "layer_replication": (None, []),
     "target_parameters": (None, []),
     "trainable_token_indices": (None, [], {}),
     "alora_invocation_tokens": (None, []),
+    "use_qalora": (False, None),
+    "use_bdlora": (None,),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
+    "velora_config": (None,),
 }
 
 
@@ -47,7 +51,8 @@ class LoRA:
     """r: the rank; the scale is alpha/r, or alpha/sqrt(r) if `rslora`.
 
     `targets`: names of linear layers, or their ends (`q_proj`); a string is a regular expression for the whole name,
-    "all-linear" every layer but the head. `excluded`: the same, for layers left as they are.
+    "all-linear" every layer but the head. `excluded`: the same, for layers left as they are. `ranks` and `alphas`:
+    other values for some layers, by a regular expression for the end of the name; the first that fits counts.
     Raises ModelError[TG913] for a rank that is not positive.
     """
 
@@ -56,10 +61,21 @@ class LoRA:
     targets: str | tuple[str, ...] = ALL
     excluded: str | tuple[str, ...] = ()
     rslora: bool = False
+    ranks: tuple[tuple[str, int], ...] = ()
+    alphas: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
-        if type(self.r) is not int or self.r < 1:
-            raise ModelError("TG913", f"the rank r of an adapter must be a positive whole number, not {self.r!r}")
+        for r in (self.r, *dict(self.ranks).values()):
+            if type(r) is not int or r < 1:
+                raise ModelError("TG913", f"the rank r of an adapter must be a positive whole number, not {r!r}")
+
+    def at(self, name: str) -> LoRA:
+        """What it is for the layer of this name."""
+
+        def own(patterns: Any, usual: Any) -> Any:
+            return next((value for p, value in patterns if re.fullmatch(rf"(.*\.)?({p})", name)), usual)
+
+        return replace(self, r=own(self.ranks, self.r), alpha=own(self.alphas, self.alpha), ranks=(), alphas=())
 
     @property
     def scale(self) -> float:
@@ -111,8 +127,8 @@ def add(model: Model, lora: LoRA, names: Names | None = None) -> Model:
         some = ", ".join(name for _, _, _, name in calls[:3])
         raise ModelError("TG922", f"no linear layer is called {lora.targets!r}", notes=[f"names are like {some}"])
     model.freeze()
-    for m, attribute, child, _ in chosen:
-        setattr(m, attribute, Adapted(child, lora))
+    for m, attribute, child, name in chosen:
+        setattr(m, attribute, Adapted(child, lora.at(name)))
     layered = [(ours, theirs) for ours, theirs in names if ours.endswith(".")]
     rules = [(ours + x, f"{PREFIX}{theirs}{x}.weight") for ours, theirs in layered for x in ("lora_A", "lora_B")]
     model.names = (*rules, *own)
@@ -152,6 +168,20 @@ def from_config(config: Mapping[str, Any]) -> LoRA:
         if config.get(field, neutral[0]) not in neutral:
             raise ModelError("TG912", f"adapters with {field} = {config[field]!r} are not supported")
 
+    def expression(field: str, text: str) -> None:
+        try:
+            re.compile(text)
+        except re.error as e:
+            raise ModelError("TG913", f"{field} is no regular expression: {e}") from None
+
+    def numbers(field: str) -> tuple[tuple[str, Any], ...]:
+        value = config.get(field) or {}
+        if not isinstance(value, Mapping) or not all(number(v) for v in value.values()):
+            raise ModelError("TG913", f"{field} must be an object of numbers, not {value!r}")
+        for key in value:
+            expression(field, key)
+        return tuple(value.items())
+
     def patterns(field: str) -> str | tuple[str, ...]:
         value = config.get(field) or ()
         if not isinstance(value, str) and not (
@@ -159,14 +189,11 @@ def from_config(config: Mapping[str, Any]) -> LoRA:
         ):
             raise ModelError("TG913", f"{field} must be a string or a list of strings, not {value!r}")
         if isinstance(value, str) and value != ALL:
-            try:
-                re.compile(value)
-            except re.error as e:
-                raise ModelError("TG913", f"{field} is no regular expression: {e}") from None
+            expression(field, value)
         return value if isinstance(value, str) else tuple(value)
 
     r, alpha = config.get("r"), config.get("lora_alpha", 8)
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
+    if not number(alpha):
         raise ModelError("TG913", f"lora_alpha must be a number, not {alpha!r}")
     return LoRA(
         r=r,  # type: ignore[arg-type]
@@ -174,7 +201,14 @@ def from_config(config: Mapping[str, Any]) -> LoRA:
         targets=patterns("target_modules"),
         excluded=patterns("exclude_modules"),
         rslora=bool(config.get("use_rslora")),
+        ranks=numbers("rank_pattern"),
+        alphas=numbers("alpha_pattern"),
     )
+
+
+def number(value: Any) -> bool:
+    """Whether a value of a config is a number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def to_config(model: Model, lora: LoRA, base: Path | None = None) -> dict[str, Any]:
@@ -189,6 +223,8 @@ def to_config(model: Model, lora: LoRA, base: Path | None = None) -> dict[str, A
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,
         "use_rslora": lora.rslora,
+        "rank_pattern": dict(lora.ranks),
+        "alpha_pattern": dict(lora.alphas),
         "target_modules": lora.targets if isinstance(lora.targets, str) else list(lora.targets),
         "exclude_modules": (lora.excluded if isinstance(lora.excluded, str) else list(lora.excluded)) or None,
         "fan_in_fan_out": any(m.transposed for m in layers),

@@ -80,6 +80,10 @@ def errors():
     yield {"target_modules": "("}, "TG913", "target_modules is no regular expression"
     yield {"target_modules": 3}, "TG913", "target_modules must be a string or a list of strings, not 3"
     yield {"lora_alpha": "x"}, "TG913", "lora_alpha must be a number, not 'x'"
+    yield {"modules_to_save": ["lm_head"]}, "TG912", "adapters with modules_to_save = ['lm_head'] are not supported"
+    yield {"rank_pattern": {"q_proj": 0}}, "TG913", "the rank r of an adapter must be a positive whole number, not 0"
+    yield {"rank_pattern": {"(": 2}}, "TG913", "rank_pattern is no regular expression"
+    yield {"alpha_pattern": {"q_proj": "x"}}, "TG913", "alpha_pattern must be an object of numbers, not {'q_proj': 'x'}"
     yield {"target_modules": ["c_attn"]}, "TG922", "no linear layer is called ('c_attn',)"
 
 

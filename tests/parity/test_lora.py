@@ -38,6 +38,18 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         LLAMA,
         {"r": 2, "lora_alpha": 5, "target_modules": ["lm_head", "layers.0.mlp.up_proj"], "use_rslora": True},
     ),
+    "llama-ranks": (
+        "LlamaForCausalLM",
+        LLAMA,
+        {
+            "r": 4,
+            "lora_alpha": 8,
+            "target_modules": LINEAR,
+            # peft sorts what it writes, and the first that fits counts
+            "rank_pattern": {"layers.0.mlp.up_proj": 5, r"layers\.1\..*": 3, "q_proj": 2},
+            "alpha_pattern": {r"layers\.0\.self_attn\.k_proj": 1, "mlp.*": 3},
+        },
+    ),
     "gpt2": (
         "GPT2LMHeadModel",
         GPT2,
