@@ -465,6 +465,16 @@ def test_ledger_without_numbers_gives_formulas() -> None:
     assert "48·d²" in symbolic.markdown and symbolic.to_json()["tensors"][0]["shape"] == ["V", "d"]
 
 
+def test_a_ledger_says_what_one_layer_holds() -> None:
+    model = build("gpt2")
+    found = ledger(model, model.binding)
+    assert [(n, t, found.formula(d), found.number(d)) for n, t, d in found.blocks()] == [
+        ("transformer.h.0…11", 12, "12·d² + 13·d", "7,087,872")
+    ]
+    of = ledger(build("deepseek-v2-lite"))
+    assert [(n, t) for n, t, _ in of.blocks()] == [("model.layers.1…26", 26)]
+
+
 def test_ledger_readings_say_which_way_a_matrix_is_stored() -> None:
     rows = {r.name.rpartition("layers.0.")[2]: r for r in ledger(build("llama-3-8b")).rows}
     assert rows["mlp.down_proj.weight"].reading == "f → d"

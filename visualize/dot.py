@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from tensorgraph.visualize.escape import clean, dot_string, html_text, safe_link, shorten
-from tensorgraph.visualize.theme import FONT, Kind, Theme, find_theme, kind_of, style_of, value_range
+from tensorgraph.visualize.theme import FONT, Kind, Theme, by_powers, find_theme, kind_of, style_of, value_range
 from tensorgraph.visualize.view import Box, Edge, EdgeKind, View
 
 T = TypeVar("T")
@@ -290,7 +290,8 @@ def _legend(view: View, paint: Theme) -> str:
         frame = (
             f'<TD BORDER="1" COLOR="{paint.frame}" CELLPADDING="0"><TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0">'
         )
-        about = f"&#160;{high:.3g}&#160;&#160; {html_text(view.values_label or 'value')}"
+        steps = ", by powers of ten" if by_powers((low, high)) else ""
+        about = f"&#160;{high:.3g}&#160;&#160; {html_text(view.values_label or 'value')}{steps}"
         rows.append(f"<TD>{low:.3g}&#160;</TD>{frame}<TR>{strip}</TR></TABLE></TD>{_entry(about)}")
     else:
         if view.legend and present - {"plain", "constant"}:

@@ -115,7 +115,7 @@ def traced(what: Any) -> tuple[Graph, dict[str, int], str | None]:
     if isinstance(what, Module) and callable(inputs) and callable(outputs):
         needs = getattr(what, "usual", ()) or getattr(what, "needs", ())  # what it says it is called with
         made = outputs(**inputs(needs))
-        name = str(getattr(what, "config", {}).get("model_type") or type(what).__name__)
+        name = str(next(iter(getattr(what, "config", {}).get("architectures") or ()), type(what).__name__))
         return Graph(made, name=name, aliases=getattr(what, "aliases", None)), bound, name
     if isinstance(what, Module):
         raise GraphError(

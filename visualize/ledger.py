@@ -109,6 +109,26 @@ class Ledger:
         order = [c for c in COMPONENTS if c in found] + sorted(c for c in found if c not in COMPONENTS)
         return {c: found[c] for c in order}
 
+    def blocks(self) -> list[tuple[str, int, Dim]]:
+        """Layers in a row that are alike: what they are called (`h.0…11`), how many, and the weights of one."""
+        layers: dict[str, dict[int, list[Row]]] = {}
+        for r in self.rows:
+            if found := re.match(r"((?:[^.\d][^.]*\.)*)(\d+)\.", r.name):
+                layers.setdefault(found[1], {}).setdefault(int(found[2]), []).append(r)
+        out: list[tuple[str, int, Dim]] = []
+        for start, numbered in layers.items():
+            before: Any = None
+            for number, rows in sorted(numbered.items()):
+                kind = [(r.name.removeprefix(f"{start}{number}."), r.shape, r.dtype, r.trained) for r in rows]
+                if kind == before:
+                    name, times, size = out.pop()
+                    first = name.removeprefix(start).split("…")[0]
+                    out.append((f"{start}{first}…{number}", times + 1, size))
+                else:
+                    out.append((f"{start}{number}", 1, _sum(r.count for r in rows)))
+                before = kind
+        return [block for block in out if block[1] > 1]
+
     def folded(self) -> list[Row]:
         """Rows of layers that are alike as one: `h.0…11.ln_1.weight`, ×12."""
         groups: dict[Any, list[Row]] = {}

@@ -178,7 +178,9 @@ def style_of(box: Box, view: View, theme: Theme) -> Style:
         fill = theme.wrong if wrong else theme.frame_fill
         return Style(fill, style.stroke, readable_on(fill), style.border, 2.6 if wrong else style.width)
     if box.value is None:
-        return style
+        valued = any(b.value is not None for b in view.boxes)  # then what has none must not look as if it had
+        fill = theme.frame_fill
+        return Style(fill, style.stroke, readable_on(fill), style.border, style.width) if valued else style
     if not math.isfinite(box.value):
         return Style(theme.page, theme.gradient, theme.text, "dotted", 2.6)
     fill = colour_of(box.value, value_range(view), theme.scale)
@@ -191,9 +193,17 @@ def value_range(view: View) -> tuple[float, float]:
     return (min(values), max(values)) if values else (0.0, 0.0)
 
 
-def colour_of(value: float, bounds: tuple[float, float], scale: tuple[str, ...]) -> str:
-    """The colour of a value on a sequential scale, linear between the bounds."""
+def by_powers(bounds: tuple[float, float]) -> bool:
+    """Whether a scale runs by powers of ten: values all positive and three of them apart, as norms of gradients are."""
     low, high = bounds
+    return low > 0 and high / 1e3 >= low
+
+
+def colour_of(value: float, bounds: tuple[float, float], scale: tuple[str, ...]) -> str:
+    """The colour of a value on a sequential scale between the bounds, linear or `by_powers`."""
+    low, high = bounds
+    if by_powers(bounds):
+        low, high, value = math.log(low), math.log(high), math.log(value)
     part = 0.0 if high <= low else (value / 2 - low / 2) / (high / 2 - low / 2)  # halves: the span may overflow
     at = min(max(part, 0.0), 1.0) * (len(scale) - 1)
     first = min(int(at), len(scale) - 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -12,13 +13,14 @@ from tensorgraph.dims import Dim, free, mul, show
 if TYPE_CHECKING:
     from tensorgraph.cost import Cost
     from tensorgraph.visualize import Ledger
+    from tensorgraph.visualize.ledger import Row
 
 
 def plain(*columns: str, right: tuple[str, ...] = ()) -> Table:
     """A table without lines; `right` names the columns of numbers."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in columns:
-        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=name in right)
     return table
 
 
@@ -31,16 +33,37 @@ def presets(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def broken(name: str, most: int = 36) -> str:
+    """A long name in lines, broken before a dot."""
+    lines, indent = [name], " " * (len(name) - len(name.lstrip()) + 2)
+    while len(lines[-1]) > most and (at := lines[-1].rfind(".", len(indent) + 1, most)) > 0:
+        lines[-1:] = [lines[-1][:at], indent + lines[-1][at:]]
+    return "\n".join(lines)
+
+
 def weights(ledger: Ledger, every: bool = False) -> Table:
-    """A row per weight; layers that are alike are one row, ×N, unless `every`. Of a mode, with what it trains."""
+    """A row per weight; layers that are alike are one row, ×N, below their name, unless `every`.
+
+    Of a mode, with what it trains.
+    """
     told = ("state",) if ledger.mode else ()
     table = plain("weight", "sizes", "shape", "×", "count", "component", *told, right=("×", "count"))
-    for r in ledger.rows if every else ledger.folded():
+    table.columns[0].no_wrap = True
+    rows = list(ledger.rows) if every else ledger.folded()
+    groups: dict[str, list[Row]] = {}
+    for r in rows:
+        layers = re.match(r".*?\d+…\d+\.", r.name)
+        groups.setdefault(r.name if every or layers is None else layers[0], []).append(r)
+    above = ""
+    for group, r in ((g, r) for g, rs in groups.items() for r in rs):
+        if r.name != group and group != above:
+            table.add_row(Text(broken(group.rstrip("."))))
+        above = group if r.name != group else ""
         times = ledger.formula(mul(r.times, r.repeats))
         state = r.component + ("" if r.trained or told else ", frozen")
         trained = Text("trained", "bold") if r.trained else Text("frozen", "dim")
         table.add_row(
-            Text(r.name),
+            Text(broken("  " * bool(above) + r.name.removeprefix(above))),
             Text(f"[{ledger.sizes(r)}]", style="cyan"),
             Text(f"[{ledger.shape(r)}]" if ledger.shape(r) or not r.shape else ""),
             "" if times == "1" else times,
@@ -61,6 +84,8 @@ def totals(ledger: Ledger) -> Table:
 
     for name, size in ledger.components.items():
         row(name, size)
+    for name, times, size in ledger.blocks():
+        row(broken(f"each of {times}: {name}"), size, "dim")
     row("total", ledger.total, "bold")
     if ledger.number(ledger.trainable) != ledger.number(ledger.total):
         row("trainable", ledger.trainable, "bold", 2)
