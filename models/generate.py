@@ -14,10 +14,11 @@ from tensorgraph.compile import compile
 from tensorgraph.dims import dim, evaluate
 from tensorgraph.errors import DataError, ModelError
 from tensorgraph.ops.leaf import input
+from tensorgraph.tensor import Tensor
 
 from . import packed
 from .decoder import Decoder
-from .model import array_of, zero_or_one
+from .model import Spec, array_of, zero_or_one
 from .parts import Cache
 
 if TYPE_CHECKING:
@@ -30,15 +31,25 @@ class Session:
     """Decoding of one batch: holds keys and values of the positions fed so far, `capacity` of them at most.
 
     `feed` takes any number of positions at once; where they exceed the capacity it doubles, the only time that
-    buffers are planned anew. `masked`: some positions are padding.
+    buffers are planned anew. `masked`: some positions are padding. `images`: what goes with the first positions fed,
+    which are then the whole prompt.
     """
 
-    def __init__(self, net: Net, batch: int, *, masked: bool = False, capacity: int = 64) -> None:
+    def __init__(
+        self,
+        net: Net,
+        batch: int,
+        *,
+        masked: bool = False,
+        capacity: int = 64,
+        images: Mapping[str, Array] | None = None,
+    ) -> None:
         self.net, self.batch, self.masked = net, batch, masked
         self.position = 0
         self.capacity = capacity
-        key = ("decode", masked, net.weights)
-        self._step, held, self._weights = net.compiled(key, lambda: _decoder(net, masked))
+        self._images = dict(images or {})
+        specs = net.model.specs(tuple(self._images))
+        held = self._compile({name: specs[name] for name in self._images})
         self._cache = {label: np.zeros(self._shape(t), t.dtype.np) for label, t in held.items()}
         self._mask = np.zeros((batch, capacity), np.int32)
 
@@ -57,13 +68,36 @@ class Session:
         if self.masked:
             self._mask[:, self.position : self.position + T] = 1 if mask is None else mask
             arrays["attention_mask"] = self._mask
+        looks = self.net.model.looks
+        if looks in self._images:
+            self._images[looks] = longer(self._images[looks], T)
         position = np.array(self.position, np.int32)
         values = self.net.values()
         if self._weights is not None:
             values = self._weights.values(values)
-        logits = self._step({**values, **self._cache}, **arrays, position=position)["logits"]
+        found = self._step({**values, **self._cache}, **arrays, **self._images, position=position)
+        if self.position == 0 and self._images:
+            self._look_back(found, T)
         self.position += T
-        return logits[:, -1]
+        return found["logits"][:, -1]
+
+    def _compile(self, extra: Mapping[str, Spec]) -> dict[str, Any]:
+        """Take the step that has these inputs, too; the inputs that hold its cache."""
+        key = ("decode", self.masked, self.net.weights, tuple(extra))
+        made = self.net.compiled(key, lambda: _decoder(self.net, self.masked, extra))
+        self._step, held, self._weights, self._features = made
+        return held
+
+    def _look_back(self, found: Mapping[str, Array], T: int) -> None:
+        """From now on what the images were made into stands for them; new tokens see what the prompt's last one did."""
+        looks, specs, images = self.net.model.looks, {}, {}
+        if self._features is not None:
+            specs["features"], images["features"] = self._features, found["features"]
+            if looks in self._images:
+                specs[looks] = self.net.model.specs((looks,))[looks]
+                images[looks] = self._images[looks][:, -1:]
+        self._images = images
+        self._compile(specs)
 
     def _shape(self, held: Any) -> tuple[int, ...]:
         sizes = {**self.net.model.binding, "B": self.batch, "C": self.capacity}
@@ -81,20 +115,35 @@ class Session:
         self._cache = {n: np.pad(a, ((0, 0), *wider, *((0, 0),) * (a.ndim - 3))) for n, a in self._cache.items()}
 
 
-def _decoder(net: Net, masked: bool) -> tuple[Any, dict[str, Any], packed.Weights | None]:
-    """The compiled step, the inputs that hold the cache (its outputs overwrite them in place), its packed weights."""
+def longer(looks: Array, T: int) -> Array:
+    """Rows [B, T, ..] for T tokens: the last one is that of all that follow, and of one alone that of all."""
+    return looks[:, np.minimum(np.arange(T), looks.shape[1] - 1)]
+
+
+def _decoder(
+    net: Net, masked: bool, extra: Mapping[str, Spec]
+) -> tuple[Any, dict[str, Any], packed.Weights | None, Spec | None]:
+    """The compiled step, the inputs that hold the cache (its outputs overwrite them in place), its packed weights, and
+    what stands for images in later steps, if there are any that it looks at again.
+    """
     B, C = dim("B"), dim("C")
     cache = Cache(C, input("position", (), "int32"))
-    inputs = net.model.inputs(["input_ids", "position_ids"])
+    specs = net.model.specs(())
+    inputs = {name: input(name, *spec) for name, spec in extra.items()}
+    inputs |= {name: input(name, *specs[name]) for name in ("input_ids", "position_ids")}
     if masked:
         inputs["attention_mask"] = input("attention_mask", (B, C), "int32")
     net.model.assign_names()
-    outputs = {"logits": net.model(**inputs, cache=cache), **cache.outputs}
+    found = net.model(**inputs, cache=cache)
+    logits, features = (found, None) if isinstance(found, Tensor) else (found["logits"], found.get("features"))
+    outputs = {"logits": logits, **cache.outputs}
+    if features is not None and "features" not in extra:
+        outputs["features"] = features
     donate = {label: label for label in cache.outputs}
     weights = packed.weights(net, outputs)
     outputs = outputs if weights is None else weights.outputs
     step = compile(outputs, binding=net.model.binding, donate=donate, backend=net.backend, name="decode")
-    return step, cache.inputs, weights
+    return step, cache.inputs, weights, None if features is None else (features.shape, features.dtype)
 
 
 def check_length(net: Net, length: int) -> None:
@@ -142,20 +191,25 @@ def tokens(
     attention_mask: Any = None,
     eos_token_id: Any = None,
     pad_token_id: int | None = None,
+    **images: Any,
 ) -> Iterator[Array]:
     """The next ids [B], step by step, until every row has ended or there are `max_new_tokens`.
 
     Greedy unless a temperature, top_k or top_p is given; temperature 0 is greedy too. A row that has ended goes on with
     `pad_token_id`. eos and pad default to the model's. Where the prompt has padding and no mask is given, the mask
     is read off it, and positions go on from the prompt's last column, as in transformers: padding belongs on the left.
+    `images`: the inputs with images that the model's forward takes; what they are made into is computed once.
     Raises as `Session.feed`, DataError: TG511 a malformed prompt, TG502 and TG503 a malformed mask; ModelError: TG917
     a setting of the wrong kind or out of range, TG919 a model that is no decoder.
     """
-    if not isinstance(net.model, Decoder):
+    if not isinstance(net.model, Decoder) and not net.model.seen:
         raise ModelError("TG919", f"generation is for decoders alone, not for {type(net.model).__name__}")
+    check_settings(locals())
+    check_names(net, images)
     ids = prompt_of(input_ids)
     B, T = ids.shape
-    check_settings(locals())
+    images = {name: array_of(name, value) for name, value in images.items() if value is not None}
+    net.model.check({"input_ids": ids, **images})
     check_id(net, "pad_token_id", pad_token_id)
     sampled = any(v is not None for v in (temperature, top_k, top_p)) if do_sample is None else do_sample
     ends = net.token_ids("eos_token_id") if eos_token_id is None else np.atleast_1d(eos_token_id).tolist()
@@ -166,15 +220,18 @@ def tokens(
         mask = (ids != pads[0]).astype(np.int32)
     else:
         mask = np.ones((B, T), np.int32)
-    positions = np.where(mask == 1, mask.cumsum(1) - 1, 0)
+    positions = np.where(mask == 1, mask.cumsum(1) - 1, 0) + net.model.first
     check_length(net, int(mask.sum(1).max(initial=0)) + max(0, max_new_tokens - 1))
     rng = np.random.default_rng(seed)
     masked, capacity = not mask.all(), _capacity(T + min(int(max_new_tokens), 64))
-    session, renewed_after = Session(net, B, masked=masked, capacity=capacity), net.model.plan.renewed_after
+    session, renewed_after = (
+        Session(net, B, masked=masked, capacity=capacity, images=images),
+        net.model.plan.renewed_after,
+    )
     running = np.ones(B, bool)
     for _ in range(max_new_tokens):
         if renewed_after is not None and 0 < session.position <= renewed_after < ids.shape[1]:
-            session = Session(net, B, masked=masked, capacity=session.capacity)
+            session = Session(net, B, masked=masked, capacity=session.capacity, images=images)
         first = session.position
         logits = session.feed(ids[:, first:], mask[:, first:], positions[:, first:])
         new = choose(logits, rng, temperature, top_k, top_p) if sampled else logits.argmax(-1)
@@ -195,7 +252,7 @@ def _capacity(length: int) -> int:
 
 def generate(net: Net, input_ids: Any, max_new_tokens: int = 20, **settings: Any) -> Array:
     """Prompt and continuation, int64 [B, T + new], as transformers' `generate` returns them. Settings: see `tokens`."""
-    check_names(settings)
+    check_names(net, settings)
     ids = prompt_of(input_ids).astype(np.int64)
     new = [t.astype(np.int64)[:, None] for t in tokens(net, ids, max_new_tokens, **settings)]
     return np.concatenate([ids, *new], axis=1)
@@ -203,7 +260,7 @@ def generate(net: Net, input_ids: Any, max_new_tokens: int = 20, **settings: Any
 
 def stream(net: Net, text: str, max_new_tokens: int = 20, **settings: Any) -> Iterator[str]:
     """The continuation of a text, piece by piece as it is made; ends at an end-of-text id. Settings: see `tokens`."""
-    check_names(settings)
+    check_names(net, settings)
     tokenizer = net.need_tokenizer()
     ids = tokenizer.encode(text)
     pieces = tokenizer.stream(ids)
@@ -255,9 +312,9 @@ def check_settings(given: Mapping[str, Any]) -> None:
             raise ModelError("TG917", f"{name} must be {wanted}, not {value!r}")
 
 
-def check_names(settings: Mapping[str, Any]) -> None:
+def check_names(net: Net, settings: Mapping[str, Any]) -> None:
     """Raise ModelError[TG917] for settings that there are not."""
-    known = (*SETTINGS, "attention_mask")
+    known = (*SETTINGS, "attention_mask", *net.model.seen)
     if unknown := [name for name in settings if name not in known]:
         near = difflib.get_close_matches(unknown[0], known, 3)
         hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known)}"
@@ -266,7 +323,7 @@ def check_names(settings: Mapping[str, Any]) -> None:
 
 def check_id(net: Net, name: str, value: Any) -> None:
     """Raise ModelError[TG917] for an id beyond the vocabulary."""
-    V = evaluate(net.model.plan.V, net.model.binding)
+    V = evaluate(getattr(net.model.plan, "text", net.model.plan).V, net.model.binding)
     if value is not None and value >= V:
         raise ModelError("TG917", f"{name} = {value} is not in the vocabulary of {V}")
 

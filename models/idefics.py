@@ -20,7 +20,7 @@ from . import clip, decoder, llama
 from .architecture import Architecture, builder
 from .decoder import Decoder, Sizes, next_token_loss, whole
 from .model import Model, Spec, belongs, under
-from .parts import Attention, Context, FeedForward, Source
+from .parts import Attention, Cache, Context, FeedForward, Source
 from .settings import Settings
 
 # transformers' IdeficsConfig, IdeficsVisionConfig and IdeficsPerceiverConfig
@@ -304,6 +304,8 @@ class Idefics(Model):
     """
 
     needs = ("input_ids", "pixel_values", "image_attention_mask")
+    seen = ("pixel_values", "image_attention_mask")
+    looks = "image_attention_mask"
     learns = ("labels",)
     plan: Plan
 
@@ -336,26 +338,34 @@ class Idefics(Model):
     def forward(
         self,
         input_ids: Tensor,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
+        *,
         image_attention_mask: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         labels: Tensor | None = None,
+        cache: Cache | None = None,
+        features: Tensor | None = None,
     ) -> dict[str, Any]:
-        (B, N), image = pixel_values.shape[:2], pixel_values.shape[2:]
-        x = self.vision(reshape(pixel_values, (mul(B, N), *image)))["last_hidden_state"]
-        x = x if self.resampler is None else self.resampler(x)
-        (S, d), T = x.shape[1:], input_ids.shape[1]
+        """`features` [B, N, S, d]: the `image_hidden_states` of an earlier call, in place of `pixel_values`."""
+        images = features if pixel_values is None else self._seen(pixel_values)
+        assert images is not None
+        (B, N, S, d), T = images.shape, input_ids.shape[1]
         sees = not_equal(image_attention_mask, 0)
         mask = reshape(expand(unsqueeze(sees, 3), (B, T, N, S)), (B, 1, T, mul(N, S)))
-        source = Source(reshape(x, (B, mul(N, S), d)), mask, any_(sees, 2, keepdims=True))
+        source = Source(reshape(images, (B, mul(N, S), d)), mask, any_(sees, 2, keepdims=True))
         if position_ids is None and attention_mask is not None:
             places = cumsum(attention_mask, axis=1) - 1
             position_ids = where(not_equal(attention_mask, 0), places, const(1, places.dtype))
-        logits = self.text(input_ids, attention_mask, position_ids, source=source)
+        logits = self.text(input_ids, attention_mask, position_ids, cache, source=source)
         out = {} if labels is None else {"loss": next_token_loss(logits, labels)}
-        images = reshape(x, (B, N, S, d)).named("image_hidden_states")
-        return {**out, "logits": logits, "image_hidden_states": images}
+        return {**out, "logits": logits, "image_hidden_states": images, "features": None if cache is None else images}
+
+    def _seen(self, pixels: Tensor) -> Tensor:
+        (B, N), image = pixels.shape[:2], pixels.shape[2:]
+        x = self.vision(reshape(pixels, (mul(B, N), *image)))["last_hidden_state"]
+        x = x if self.resampler is None else self.resampler(x)
+        return reshape(x, (B, N, *x.shape[1:])).named("image_hidden_states")
 
 
 def freeze(module: Any, kept: tuple[str, ...]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -193,6 +193,7 @@ class Llava(Model):
 
     needs = ("input_ids",)
     usual = ("input_ids", "pixel_values")
+    seen: ClassVar[tuple[str, ...]] = ("pixel_values",)
     learns = ("labels",)
     plan: Plan
 

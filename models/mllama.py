@@ -20,7 +20,7 @@ from .architecture import Architecture, builder
 from .decoder import Block, Decoder, Sizes, next_token_loss, whole
 from .encoder import Image, Layers, PatchEmbedding, gated, image_of
 from .model import Model, Spec, belongs, under
-from .parts import Attention, Context, FeedForward, Source
+from .parts import Attention, Cache, Context, FeedForward, Source
 
 # transformers' MllamaVisionConfig and MllamaTextConfig
 VISION: dict[str, Any] = {
@@ -306,6 +306,8 @@ class Mllama(Model):
 
     needs = ("input_ids",)
     usual = ("input_ids", "pixel_values", "aspect_ratio_ids", "aspect_ratio_mask", "cross_attention_mask")
+    seen = usual[1:]
+    looks = "cross_attention_mask"
     learns = ("labels",)
     plan: Plan
 
@@ -336,17 +338,22 @@ class Mllama(Model):
         aspect_ratio_mask: Tensor | None = None,
         cross_attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        cache: Cache | None = None,
+        features: Tensor | None = None,
         **text: Any,
     ) -> dict[str, Any]:
+        """`features` [B, N, tiles, P, d]: those that an earlier call with a cache returned, for `pixel_values`."""
         source = None
         if pixel_values is not None:
             if aspect_ratio_ids is None or aspect_ratio_mask is None:
                 raise ModelError("TG914", "pixel_values come with aspect_ratio_ids and aspect_ratio_mask")
-            x = self.connector(self.vision(pixel_values, aspect_ratio_ids, aspect_ratio_mask))
-            B, N, R, P, d = x.shape
-            source = Source(reshape(x, (B, mul(mul(N, R), P), d)), *looks(cross_attention_mask, P))
-        logits = self.text(input_ids, source=source, **text)
-        return {"logits": logits} if labels is None else {"loss": next_token_loss(logits, labels), "logits": logits}
+            features = self.connector(self.vision(pixel_values, aspect_ratio_ids, aspect_ratio_mask))
+        if features is not None:
+            B, N, R, P, d = features.shape
+            source = Source(reshape(features, (B, mul(mul(N, R), P), d)), *looks(cross_attention_mask, P))
+        logits = self.text(input_ids, source=source, cache=cache, **text)
+        out = {} if labels is None else {"loss": next_token_loss(logits, labels)}
+        return {**out, "logits": logits, "features": None if cache is None else features}
 
 
 def looks(mask: Tensor | None, P: Dim) -> tuple[Tensor | None, Tensor | None]:

@@ -27,13 +27,18 @@ class Model(Module):
     `binding` holds the published value of each symbol, `aliases` what products are called in print (d = H·k),
     `config` the settings it was made from, `fields` the config's field of each size. Made by `build`.
     `needs`: the inputs it cannot do without; `usual`: those of its graph, if they are others; `flags`: inputs that are
-    true or absent; `learns`: what makes it return a loss, () if it has none.
+    true or absent; `learns`: what makes it return a loss, () if it has none. Of a model that generates from images
+    `seen` are the inputs that go with the prompt, `looks` that of them which says what each token sees (what the last
+    one does holds for all that follow), `first` the position of the first token.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
     usual: ClassVar[tuple[str, ...]] = ()
     flags: tuple[str, ...] = ()
     learns: ClassVar[tuple[str, ...]] = ()
+    seen: ClassVar[tuple[str, ...]] = ()
+    looks: ClassVar[str] = ""
+    first: ClassVar[int] = 0
     plan: Any
     config: Mapping[str, Any]
     binding: Mapping[str, int]
@@ -102,11 +107,6 @@ def array_of(name: str, value: Any) -> Array:
         raise DataError("TG503", text, hint="rows must be equally long: pad them" if nested else None) from None
 
 
-def zero_or_one(name: str, mask: Array) -> Array:
-    """int32, 1 where the mask is not 0. Raises DataError[TG503] for what is no number."""
-    if mask.dtype.kind not in "biuf":
-        raise DataError("TG503", f"{name} must be 0 or 1, not {mask.dtype}")
-    return (mask != 0).astype(np.int32)
 def float_dtype(dtype: Any) -> dtypes.DType:
     """The dtype, if it is one that a model computes in. Raises DTypeError[TG206] for ints, and as `dtypes.dtype`."""
     found = dtypes.dtype(dtype)
@@ -116,6 +116,11 @@ def float_dtype(dtype: Any) -> dtypes.DType:
     return found
 
 
+def zero_or_one(name: str, mask: Array) -> Array:
+    """int32, 1 where the mask is not 0. Raises DataError[TG503] for what is no number."""
+    if mask.dtype.kind not in "biuf":
+        raise DataError("TG503", f"{name} must be 0 or 1, not {mask.dtype}")
+    return (mask != 0).astype(np.int32)
 
 
 def ids(*names: str) -> dict[str, Spec]:

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from tensorgraph.errors import ModelError
-from tensorgraph.ops.elementwise import equal, less_equal
-from tensorgraph.ops.leaf import arange
+from tensorgraph.ops.elementwise import equal, less_equal, not_equal
+from tensorgraph.ops.indexing import update_slice
+from tensorgraph.ops.leaf import arange, full
 from tensorgraph.ops.movement import reshape, unsqueeze
 from tensorgraph.tensor import Tensor
 
@@ -15,6 +16,7 @@ from .architecture import Architecture, builder
 from .decoder import Sizes, key_mask, packed, whole
 from .llava import OTHERS, Llava, Plan, parts
 from .model import Spec, ids, under
+from .parts import Cache
 from .settings import Settings
 
 # transformers' PaliGemmaConfig
@@ -76,6 +78,9 @@ def plan(config: Settings, size: Sizes) -> Plan:
 class PaliGemma(Llava):
     """LLaVA's scheme (Beyer et al. 2024) with `token_type_ids`, 0 in the prefix; positions count from 1."""
 
+    seen = ("pixel_values", "token_type_ids")
+    first = 1
+
     def specs(self, names: tuple[str, ...]) -> dict[str, Spec]:
         return {**super().specs(names), **ids("token_type_ids")}
 
@@ -87,19 +92,24 @@ class PaliGemma(Llava):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> dict[str, Any]:
-        T = input_ids.shape[1]
-        see = less_equal(arange(size=T), unsqueeze(arange(size=T), 1))
-        if attention_mask is None and position_ids is not None:
+        B, T = input_ids.shape
+        S = T if cache is None else cache.capacity
+        at = arange(size=T) if cache is None else arange(size=T) + cache.position
+        see = less_equal(arange(size=S), unsqueeze(at, 1))
+        if attention_mask is None and position_ids is not None and cache is None:
             see = see & packed(position_ids)
         if token_type_ids is not None:
-            prefix = equal(token_type_ids, 0)
-            see = see | (unsqueeze(prefix, 2) & unsqueeze(prefix, 1))
-        see = reshape(see, (*(see.shape[:1] if see.ndim == 3 else (1,)), 1, T, T))
+            prefix = keys = equal(token_type_ids, 0).cast("int32")
+            if cache is not None:
+                keys = update_slice(full((B, S), 0, "int32"), prefix, cache.position, axis=1)
+            see = see | not_equal(unsqueeze(prefix, 2) * unsqueeze(keys, 1), 0)
+        see = reshape(see, (*(see.shape[:1] if see.ndim == 3 else (1,)), 1, T, S))
         mask = key_mask(attention_mask)
         places = arange(size=T) + 1 if position_ids is None else position_ids
         see = see if mask is None else see & mask
-        return super().forward(input_ids, pixel_values, labels, position_ids=places, visible=see)
+        return super().forward(input_ids, pixel_values, labels, position_ids=places, visible=see, cache=cache)
 
 
 ARCHITECTURES = {

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from test_models import GPT2, LLAMA, net_of
+from test_modes import SEEING, prompt
 
 from tensorgraph.errors import TensorgraphError
 from tensorgraph.models import Net, Tokenizer
@@ -65,6 +66,39 @@ def test_greedy_is_the_argmax_of_the_full_forward(net):
     assert np.array_equal(net.generate(ids, 8, top_k=1), want)
     assert np.array_equal(net.generate(ids, 0), ids)
     assert np.array_equal(net.generate(ids[0].tolist(), 8), want[:1])
+
+
+@pytest.mark.parametrize("kind", SEEING)
+def test_images_are_seen_once_and_remembered(kind):
+    net, given = net_of(SEEING[kind], "float64", seed=2), prompt(SEEING[kind])
+    del given["labels"]
+    want, T, looks = given["input_ids"], given["input_ids"].shape[1], net.model.looks
+
+    def full(ids, **other):
+        """Without a cache: what the prompt's last token sees, all that follow see; PaliGemma's prefix is the prompt."""
+        arrays, at = {**given, "input_ids": ids, **other}, np.arange(ids.shape[1])
+        if looks:
+            arrays[looks] = given[looks][:, np.minimum(at, T - 1)]
+        if kind == "paligemma":
+            arrays["token_type_ids"] = np.broadcast_to((at >= T).astype(int), ids.shape)
+        return net(**arrays)["logits"][:, -1]
+
+    for _ in range(4):
+        want = np.concatenate([want, full(want).argmax(-1)[:, None]], axis=1)
+    types = {"token_type_ids": np.zeros((2, T), int)} if kind == "paligemma" else {}
+    assert np.array_equal(net.generate(**given, **types, max_new_tokens=4), want)
+    blank = full(want[:, :T], pixel_values=given["pixel_values"] * 0)
+    assert not np.allclose(blank, full(want[:, :T]))  # the images matter
+
+
+def test_what_goes_with_images_is_checked():
+    net, given = net_of(SEEING["llava"]), prompt(SEEING["llava"])
+    with pytest.raises(TensorgraphError) as e:
+        net.generate(given["input_ids"], 2, pixel_values=given["pixel_values"][:1])
+    assert e.value.code == "TG513"
+    with pytest.raises(TensorgraphError) as e:
+        net.generate(given["input_ids"], 2, pixel_value=given["pixel_values"])
+    assert e.value.code == "TG917" and "did you mean pixel_values?" in str(e.value)
 
 
 def test_one_compiled_step_serves_all_lengths_and_batches():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="the reference needs torch: make parity")
@@ -13,7 +16,7 @@ from tensorgraph.errors import DataError
 from tensorgraph.models import from_pretrained
 
 from . import reference as R
-from .configs_vision import VISION, arrays_of
+from .configs_vision import LEFT, VISION, arrays_of
 from .parity import BOUNDS, Suite
 
 
@@ -86,3 +89,24 @@ def test_image_tokens_are_counted(suite):
     assert str(e.value) == (
         "[TG513] input_ids hold 16 image tokens (38), and the images have 12 positions\n  hint: each image takes 4"
     )
+
+
+SEEING = ("LlavaFor", "DeepseekVL", "PaliGemma", "Idefics", "Mllama")
+GENERATING = {name: case for name, case in VISION.items() if case.cls.startswith(SEEING)}
+# Where the first layer is one of cross-attention, the reference counts the image's positions as the text's.
+GENERATING["mllama-left"] = replace(VISION["mllama"], text=LEFT)
+
+
+@pytest.fixture(scope="module")
+def generating(tmp_path_factory) -> Suite:
+    return Suite(GENERATING, lambda name: tmp_path_factory.mktemp(f"generating-{name}", numbered=False))
+
+
+@pytest.mark.parametrize("name", GENERATING)
+def test_greedy_tokens(name, generating):
+    # Prompts are padded on the left or not at all; elsewhere the next token would follow padding.
+    arrays = {n: a for n, a in arrays_of(GENERATING[name]).items() if n not in ("labels", "position_ids")}
+    if GENERATING[name].text.padding != "left":
+        arrays.pop("attention_mask", None)
+    ref = R.generate(generating.model(name), **arrays, max_new_tokens=7)
+    np.testing.assert_array_equal(generating.net(name, "float64").generate(**arrays, max_new_tokens=7), ref)
