@@ -84,8 +84,8 @@ def totals(ledger: Ledger) -> Table:
 
     for name, size in ledger.components.items():
         row(name, size)
-    for name, times, size in ledger.blocks():
-        row(broken(f"each of {times}: {name}"), size, "dim")
+    for name, _, size in ledger.blocks():
+        row(broken(f"{name}, each"), size, "dim")
     row("total", ledger.total, "bold")
     if ledger.number(ledger.trainable) != ledger.number(ledger.total):
         row("trainable", ledger.trainable, "bold", 2)
