@@ -185,7 +185,7 @@ def threads() -> int:
 def library() -> Any:
     """The pool's library, one per process."""
     source = text("runtime.c")
-    for part in "runtime.h", "matvec.c":
+    for part in "runtime.h", "matvec.c", "differences.c":
         source = source.replace(f'#include "{part}"\n', text(part))
     made = ctypes.CDLL(build(source, flags(False)))
     found = blas()
@@ -193,6 +193,8 @@ def library() -> Any:
     made.tg_init.argtypes = [*[ctypes.c_void_p] * 4, ctypes.c_int]
     made.tg_init(*address, int(bool(found and found[4])))
     made.tg_step.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    made.tg_differences.argtypes = [pointer, pointer, pointer, number, ctypes.c_double, pointer, pointer]
     return made
 
 

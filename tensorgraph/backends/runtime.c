@@ -194,3 +194,4 @@ int tg_step(Call *c, int (*f)(Call *), const Range *r, int64_t count) {
     c->bad = 0;
     return f(c);
 }
+#include "differences.c"
