@@ -104,8 +104,18 @@ def test_the_seeds_chart_is_the_real_models(llama: Projection) -> None:
         ("D", "H"),  # the residual around attention
         ("H", "J"),  # the residual around the feed-forward
     }
+    back = set()  # what a later layer reads of the one before it is no flow of the folded chart
+    for node in llama.graph.nodes:
+        ends = [llama.parts.of.get(llama.parts.resolve(x)) for x in (*node.inputs, node)]
+        for source in ends[:-1]:
+            if source and ends[-1] and box[source] > box[ends[-1]]:
+                back.add((box[source], box[ends[-1]]))
+    assert back == {("J", "E"), ("J", "H")}  # the way back for the next layer: to its norm, and past its attention
     (block,) = llama.blocks
     assert block.times == "×80"
+    (scores,) = [s for s in llama.steps if llama.labels[s] == "scores"]
+    added = [x for n in scores.nodes if n.op.ufunc == "add" for x in llama.parts.inputs(n)]
+    assert any(map(llama.parts.is_free, added))  # the mask, made of positions alone, is part of the scores
     unnamed = {llama.labels[s] for s in llama.steps if s.weights} - {"embed", "q", "k", "v", "up", "down", "head"}
     assert unnamed == {"attn_norm", "out", "mlp_norm", "gate", "norm"}  # weights that the seed does not name
 
@@ -127,6 +137,18 @@ def test_the_drawn_seed_reads_like_the_seed() -> None:
     assert text.startswith("graph LR\n")
     assert "classDef weight fill:#2d6a4f,stroke:#1b4332,color:#d8f3dc" in text
     assert text.count(":::weight") == 5 and text.count(" --> ") == 12 and text.count("    click ") == 12
+
+
+def test_the_command_line_draws_the_seed_with_its_links(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "links.json"
+    table.write_text(json.dumps({SEED[box]: link for box, link in LINKS.items()}), encoding="utf-8")
+    chart = tmp_path / "x.mmd"
+    assert main(["draw", "llama-3-70b", "--level", "seed", "--links", str(table), "-o", str(chart)]) == 0
+    clicks = dict(re.findall(r'click n(\d+) "([^"]*)"', chart.read_text(encoding="utf-8")))
+    assert {letter: clicks[str(i)] for i, letter in enumerate(SEED) if str(i) in clicks} == LINKS
+    table.write_text("[]", encoding="utf-8")
+    assert main(["draw", "llama-3-70b", "--level", "seed", "--links", str(table), "-o", str(chart)]) != 0
+    assert "TG396" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama-3.2-1b", "qwen3-0.6b"])

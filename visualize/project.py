@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tensorgraph.blocks import Fold, Form, Layer, Part, fold, item_name, namesake, nodes_of, parts_of, trait
@@ -341,6 +343,22 @@ def short_name(name: str) -> str:
     while len(parts) > 1 and parts[-1] in GENERIC:
         parts.pop()
     return parts[-1] if parts else name
+
+
+def read_links(text: str | None) -> str | dict[str, str] | None:
+    """What the command line takes as links: a URL template, or the path of a JSON file with a table of them.
+
+    Raises GraphError[TG396] for a file that holds no table.
+    """
+    if text is None or not text.endswith(".json"):
+        return text
+    try:
+        table = json.loads(Path(text).read_bytes())
+    except (OSError, ValueError) as error:
+        raise GraphError("TG396", f"cannot read the links in {text}: {error}") from error
+    if not isinstance(table, dict) or not all(isinstance(link, str) for link in table.values()):
+        raise GraphError("TG396", f"{text} is no table of links", hint='{"label or path": "https://...", ...}')
+    return table
 
 
 def link_for(links: str | Mapping[str, str] | None, **about: str) -> str | None:

@@ -274,12 +274,15 @@ def draw(
     freeze: Freeze = None,
     links: Annotated[
         str | None,
-        typer.Option("--links", metavar="URL", help="Of each box; {label}, {op}, {path}, {component} are filled in."),
+        typer.Option(
+            "--links", metavar="URL", help="{label}, {op}, {path}, {component} are filled in; or a table, .json."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Draw it however large it is.")] = False,
 ) -> None:
     """A picture of the graph: steps that carry weights highlighted, repeated blocks once."""
     from tensorgraph.visualize.draw import draw as picture_of
+    from tensorgraph.visualize.project import read_links
 
     from .target import open_target
 
@@ -293,7 +296,7 @@ def draw(
         direction=direction,  # type: ignore[arg-type]
         shapes=shapes,
         unfold=unfold,
-        links=links,
+        links=read_links(links),
         mode=target.training.mode or "",
         force=force,
     )
