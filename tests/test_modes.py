@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -12,11 +13,13 @@ import pytest
 
 import tensorgraph as tg
 from tensorgraph.cli import main
+from tensorgraph.cli.target import Target
 from tensorgraph.cost import cost
 from tensorgraph.dims import evaluate
 from tensorgraph.errors import ModelError
 from tensorgraph.graph import Graph
 from tensorgraph.models import LoRA, Net, build, from_pretrained, lora, modes
+from tensorgraph.visualize import draw
 
 TEXT = {
     "model_type": "llama",
@@ -424,6 +427,33 @@ def test_check_and_draw_and_show_of_a_mode(run: Any, tmp_path: Path) -> None:
     assert run("draw", str(file), "--mode", "bridge+vision", "-o", str(picture)).rc == 0
     text = picture.read_text(encoding="utf-8")
     assert "frozen" in text and "trained" in text and "bridge+vision" in text
+
+
+@pytest.mark.parametrize("name", [n for n in SEEING if n != "mllama"])  # its tower has too few layers here to repeat
+def test_towers_stand_side_by_side_and_meet_at_the_bridge(name: str) -> None:
+    """Features rise through the vision encoder to the bridge, from which text is read downwards beside it."""
+    model = build(SEEING[name])
+    target = Target(name, model, binding=dict(model.binding)).train("bridge-only")
+    picture = draw(target, mode="bridge-only")
+    frames = {b.id: b.title for b in picture.view.blocks if b.parent is None}
+    assert picture.view.direction == "TB" and {"vision", "text"} <= set(frames.values())
+    place = {o["name"]: o for o in json.loads(picture.layout)["objects"] if "bb" in o or "pos" in o}
+    box = {}
+    for i, block in enumerate(picture.view.blocks):
+        if block.id in frames:
+            box[block.title] = [float(v) for v in place[f"cluster_b{i}"]["bb"].split(",")]
+    (left, below, right, above), (left_, below_, right_, above_) = box["vision"], box["text"]
+    assert right <= left_ or right_ <= left
+    assert min(above, above_) - max(below, below_) > 0.3 * min(above - below, above_ - below_)
+    height = {b.id: float(place[f"n{i}"]["pos"].split(",")[1]) for i, b in enumerate(picture.view.boxes)}
+    rising = [e for e in picture.view.edges if e.up]
+    assert rising and all(height[e.target] > height[e.source] for e in rising)
+    falling = [e for e in picture.view.edges if not e.up and e.kind in ("data", "residual")]
+    assert all(height[e.target] < height[e.source] for e in falling)
+    (pixels,) = (b for b in picture.view.boxes if b.label == "pixel_values")
+    assert height[pixels.id] == min(height[e.source] for e in rising)
+    trained, total = (f"{evaluate(model.total(trained=t), model.binding):,}" for t in (True, None))
+    assert f"Mode bridge-only: {trained} of {total} weights are trained" in html.unescape(picture.svg)
 
 
 def test_training_with_an_adapter_leaves_a_model_and_the_adapter(run: Any, tmp_path: Path) -> None:

@@ -78,9 +78,9 @@ def titles(view: View) -> dict[str, str]:
 
 
 def _ends(edge: Edge, names: Mapping[str, str]) -> tuple[str, str]:
-    """Tail and head: a gradient's are exchanged, so that it runs up beside the steps that ran down."""
+    """Tail and head: those of what runs up are exchanged, as of a gradient beside the steps that ran down."""
     ends = names[edge.source], names[edge.target]
-    return ends[::-1] if edge.kind == "gradient" else ends
+    return ends[::-1] if edge.up or edge.kind == "gradient" else ends
 
 
 def tooltip(box: Box) -> str:
@@ -257,6 +257,8 @@ def box_width(box: Box, view: View) -> float:
 def _edge(edge: Edge, number: int, paint: Theme, shapes: bool, siblings: int) -> dict[str, str]:
     colours = {"residual": paint.residual, "tied": paint.tied, "gradient": paint.gradient}
     attributes = {"id": f"e{number}", **_EDGES[edge.kind], "color": colours.get(edge.kind, paint.edge)}
+    if edge.up:
+        attributes["dir"] = "back"
     if edge.kind == "data" and siblings > 1:
         attributes["weight"] = "12"  # what branches at one box stands in one row: queries, keys and values
     if shapes and edge.label and edge.kind != "residual":  # the shape beside the spine is that of the sum it joins

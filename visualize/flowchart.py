@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import itertools
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from tensorgraph.blocks import Layer
@@ -94,10 +95,36 @@ class _Chart:
         if self.root is not None:
             blocks = [b for b in blocks if seen.within(b.id, self.root)]
             blocks = [Block(b.id, b.title, None, b.times, b.note) if b.id == self.root else b for b in blocks]
+        rising = self._rising(blocks)
         if direction is None:
-            direction = "TB" if self._side_by_side(blocks) else "LR"
+            direction = "TB" if rising or self._side_by_side(blocks) else "LR"
+        edges = list(self.edges.values())
+        if direction == "TB" and rising:
+            edges = [replace(e, up={e.source, e.target} <= rising and e.kind != "tied") for e in edges]
         legend = SEED_LEGEND if any(b.role == "weight" for b in self.boxes) else ""
-        return View(title, tuple(self.boxes), tuple(self.edges.values()), tuple(blocks), direction, legend)
+        return View(title, tuple(self.boxes), tuple(edges), tuple(blocks), direction, legend)
+
+    def _rising(self, blocks: list[Block]) -> set[str]:
+        """Boxes of towers whose values enter, over a bridge, a tower with inputs of its own, and of the bridge.
+
+        Drawn upwards, they stand beside that tower and meet it at the top.
+        """
+        import networkx as nx
+
+        frames = [b.id for b in blocks if b.parent is None]
+        if len(frames) < 2 or not self.seen.parts.expand:
+            return set()
+        flow = nx.DiGraph([(e.source, e.target) for e in self.edges.values() if e.kind != "tied"])
+        inside = {f: {b.id for b in self.boxes if self.seen.within(b.block, f)} for f in frames}
+        before = {f: set().union(*(nx.ancestors(flow, b) for b in inside[f])) for f in frames}
+        last = [f for f in frames if all(inside[g] & before[f] for g in frames if g != f)]
+        if len(last) != 1:
+            return set()
+        towers = set().union(*(inside[f] for f in frames if f != last[0]))
+        own = {b.id for b in self.boxes if b.role == "input" and inside[last[0]] & set(flow.successors(b.id))}
+        over = {b for b in before[last[0]] - inside[last[0]] - own if towers & ({b} | nx.ancestors(flow, b))}
+        under = set().union(*(nx.ancestors(flow, b) for b in towers)) - own
+        return over | under if own else set()
 
     def _side_by_side(self, blocks: list[Block]) -> bool:
         """Whether two outermost frames stand beside each other, as towers that meet: no value passes between them."""

@@ -69,12 +69,16 @@ class Box:
 
 @dataclass(frozen=True)
 class Edge:
-    """What flows from box to box; `label` (a symbolic shape) is drawn on request. A tied edge joins owner and user."""
+    """What flows from box to box; `label` (a symbolic shape) is drawn on request. A tied edge joins owner and user.
+
+    `up`: where the picture runs downwards, this edge runs upwards, as in a tower whose top is a bridge to another.
+    """
 
     source: str
     target: str
     label: str = ""
     kind: EdgeKind = "data"
+    up: bool = False
 
 
 @dataclass(frozen=True)
