@@ -314,6 +314,15 @@ def test_kink_is_no_mistake_but_a_wrong_subgradient_is():
     assert wrong(report) == {("WRONG VJP", "relu", "x")}
 
 
+@pytest.mark.parametrize("forward", [lambda xp, x: np.abs(x), lambda xp, x: np.maximum(x.real, -x.real)])
+def test_subgradients_of_ops_that_complex_numbers_mislead(forward):
+    x, at_zero = tg.input("x", (4,), "float64"), {"x": np.array([-1.0, 0.0, 0.5, 2.0])}
+    slope = lambda at: lambda g, y, x: (tg.where(x > 0.0, g, tg.where(x < 0.0, -g, g * at)),)  # noqa: E731
+    for at, verdict in ((0.0, "PASS"), (0.5, "KINK"), (-1.0, "KINK"), (1.5, "WRONG VJP")):
+        report = tg.check_grads(user_op(forward, slope(at))(x).sum(), values=at_zero)
+        assert [e.verdict for e in report.entries if e.op == "mine"] == [verdict], str(report)
+
+
 def test_constants_have_no_kinks():
     """Nothing moves a table: that it lies at a kink, or where a derivative is infinite, is no finding."""
     x, ids = tg.input("x", (3,), "float64"), tg.input("ids", (3,), "int32")

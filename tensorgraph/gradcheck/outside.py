@@ -14,8 +14,19 @@ from ..complex_numpy import guarded
 from ..errors import GradError
 from .explain import explain
 from .nodes import value_range
-from .reference import EXACT, adjoint_residual, agrees, distance, extrapolated, jvp, remainder_order, signed
-from .report import KINK, NO_PATH, NONDETERMINISTIC, NONFINITE, PASS, WRONG_VJP, Entry, Report
+from .reference import (
+    EXACT,
+    ROUGH,
+    adjoint_residual,
+    agrees,
+    distance,
+    extrapolated,
+    jvp,
+    remainder_order,
+    signed,
+    unsteady,
+)
+from .report import KINK, NO_PATH, NONDETERMINISTIC, NONFINITE, PASS, PRECISION, WRONG_VJP, Entry, Report
 
 Arrays = list[Any]
 
@@ -179,6 +190,8 @@ class _Subject:
             if not agrees(residual, slope) and residual > rounding:
                 order = self._remainder(fn, x, u, c) if slope.error > 1e-7 else None
                 if order is None or order < 1.7:
+                    if note := unsteady(residual, slope):
+                        return Entry(PRECISION, label, residual, name, note=note, method=method)
                     return self._wrong(fn, j, u, c, residual, method, given is None)
                 method = "order of the remainder"
             worst = max(worst, residual)
@@ -214,7 +227,7 @@ class _Subject:
                 return False
             u = signed(self.rng, x.shape)
             slope = extrapolated(fn, [moved[0]], [u], reach=2e-5)
-            if adjoint_residual(there, u, self.vs, slope.value) > max(1e-6, 10 * slope.error):
+            if slope.error > ROUGH or adjoint_residual(there, u, self.vs, slope.value) > max(1e-6, 10 * slope.error):
                 return False
             near.append(there)
             nearer.append(closer)

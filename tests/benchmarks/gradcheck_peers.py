@@ -2,9 +2,9 @@
 
     python tests/benchmarks/gradcheck_peers.py [--quick]
 
-(needs torch and jax) prints Markdown, then JSON: the time of a check, the tightest tolerance that right gradients pass
-(`floor`), and what each says of planted bugs. Every function is written once, for three frameworks; values are the
-same; checkers run with their defaults, in float64, on one thread.
+(needs torch and jax) prints Markdown, then JSON: the CPU time of a check, the tightest tolerance that right gradients
+pass (`floor`), and what each says of planted bugs. Every function is written once, for three frameworks; values are
+the same; checkers run with their defaults, in float64 unless the bug is one of float32, on one thread.
 """
 
 from __future__ import annotations
@@ -265,9 +265,20 @@ def cut(ns: Any, x: Any, w: Any) -> Any:
     return e / ns.stop_gradient(e.sum(-1).reshape(4, 1))
 
 
+def uncut(ns: Any, x: Any, w: Any) -> Any:
+    e = ns.exp(x @ w)
+    return e / e.sum(-1).reshape(4, 1)
+
+
 def variance(ns: Any, x: Any) -> Any:
     y = x + 1e5
     return (y * y).mean() - y.mean() * y.mean()
+
+
+def variance_right(ns: Any, x: Any) -> Any:
+    """The same as one should take it: float32 is enough."""
+    y = x - x.mean()
+    return (y * y).mean()
 
 
 def numbers(seed: int, **shapes: tuple[int, ...]) -> Arrays:
@@ -312,6 +323,10 @@ def gelu_rounded(ns: Any, g: Any, y: Any, x: Any) -> Any:
     return (g * gelu_slope(ns, x, 0.79788, A),)
 
 
+def gelu_stale(ns: Any, g: Any, y: Any, x: Any) -> Any:
+    return (g * gelu_slope(ns, 0.875 * x, C, A),)
+
+
 def gelu_far(ns: Any, g: Any, y: Any, x: Any) -> Any:
     return (ns.where(x > 30.0, g * 0.0, g * gelu_slope(ns, x, C, A)),)
 
@@ -334,7 +349,10 @@ def forgotten(ns: Any, g: Any, y: Any, x: Any) -> Any:
 
 @dataclasses.dataclass
 class Plant:
-    """A bug (or none): the function, its values, the op whose rule is replaced."""
+    """A bug (or none): the function, its values, the op whose rule is replaced.
+
+    `control` is the function that has no bug, where that is another one; values are given in `dtype`.
+    """
 
     name: str
     f: Callable[..., Any]
@@ -343,6 +361,10 @@ class Plant:
     rule: Any = None
     right: bool = False  # nothing is wrong: a checker that complains gives a false alarm
     dtype: str = "float64"
+    control: Callable[..., Any] | None = None
+
+    def without_bug(self) -> Plant:
+        return dataclasses.replace(self, f=self.control or self.f, op="", rule=None)
 
 
 AT_KINK = numbers(2, x=(3, 4), w=(4, 3))
@@ -362,12 +384,14 @@ def plants(deep: bool = True) -> Iterator[Plant]:
     yield Plant("one use of a tied weight forgotten", gpt(toy), model_values(toy), "use", forgotten)
     yield Plant("wrong sign (gelu)", gelued, SMALL, "gelu_tanh", gelu_sign)
     yield Plant("missing sum (bias)", biased, {**SMALL, **numbers(5, b=(3,))}, "add_bias", first_row)
+    yield Plant("stale value: the input before an update (gelu)", gelued, SMALL, "gelu_tanh", gelu_stale)
     yield Plant("constant rounded to 5 digits (gelu)", gelued, SMALL, "gelu_tanh", gelu_rounded)
     yield Plant("at a kink, 3 times the slope (relu)", rectified, AT_KINK, "relu", relu_triple)
     yield Plant("at a kink, and right (relu as it comes)", rectified, AT_KINK, right=True)
     yield Plant("wrong where the data never are, x < 0 (relu)", rectified, POSITIVE, "relu", relu_everywhere)
-    yield Plant("float32 loses all digits (variance)", variance, numbers(6, x=(64,)), dtype="float32")
-    yield Plant("a detach left in by mistake", cut, SMALL, "stop_gradient")
+    lossy = Plant("float32 loses all digits (variance)", variance, numbers(6, x=(64,)), control=variance_right)
+    yield dataclasses.replace(lossy, dtype="float32")
+    yield Plant("a detach left in by mistake", cut, SMALL, "stop_gradient", control=uncut)
     yield Plant("wrong far from all data, x > 30 (gelu)", gelued, SMALL, "gelu_tanh", gelu_far)
 
 
@@ -402,7 +426,7 @@ def ours(plant: Plant) -> tuple[bool, str]:
 
 def torch_arguments(plant: Plant) -> tuple[Any, list[Any]]:
     ns, names = Torch({plant.op: plant.rule} if plant.rule else {}), list(plant.values)
-    xs = [torch.tensor(a, requires_grad=True) for a in plant.values.values()]
+    xs = [torch.tensor(a, dtype=getattr(torch, plant.dtype), requires_grad=True) for a in plant.values.values()]
     return (lambda *xs: plant.f(ns, **dict(zip(names, xs, strict=True)))), xs
 
 
@@ -417,7 +441,7 @@ def torch_check(plant: Plant, fast: bool, **options: Any) -> tuple[bool, str]:
 def jax_arguments(plant: Plant) -> tuple[Any, tuple[Any, ...]]:
     ns, names = Jax({plant.op: plant.rule} if plant.rule else {}), list(plant.values)
     f = jax.jit(lambda *xs: plant.f(ns, **dict(zip(names, xs, strict=True))))
-    return f, tuple(map(jnp.asarray, plant.values.values()))
+    return f, tuple(jnp.asarray(a, plant.dtype) for a in plant.values.values())
 
 
 def jax_check(plant: Plant, **options: Any) -> tuple[bool, str]:
@@ -441,7 +465,7 @@ CHECKERS: dict[str, Callable[[Plant], tuple[bool, str]]] = {
 
 
 def timed(cases: dict[str, Callable[[], Any]], rounds: int, budget: float) -> dict[str, float]:
-    """Median milliseconds of a call, the cases in turn in every round; what takes seconds is called twice."""
+    """Median CPU milliseconds of a call, the cases in turn in every round; what takes seconds is called twice."""
     times: dict[str, list[float]] = {n: [] for n in cases}
     for name, fn in cases.items():
         times[name].append(once(fn))
@@ -456,9 +480,9 @@ def timed(cases: dict[str, Callable[[], Any]], rounds: int, budget: float) -> di
 
 
 def once(fn: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
+    begin = time.process_time()
     fn()
-    return time.perf_counter() - begin
+    return time.process_time() - begin
 
 
 def checks(plant: Plant) -> dict[str, Callable[[], Any]]:
@@ -511,7 +535,7 @@ def verdict(plant: Plant, check: Callable[[Plant], tuple[bool, str]]) -> dict[st
     elif passed:
         word = "missed, noted" if said else "missed"
     else:
-        right = plant.rule is None or check(dataclasses.replace(plant, op="", rule=None))[0]
+        right = check(plant.without_bug())[0]
         culprit = {"use": "wte"}.get(plant.op, plant.op or plant.f.__name__)
         word = "alarm, bug or not" if not right else "found and named" if culprit in said else "found"
     return {"verdict": word, "says": said}
