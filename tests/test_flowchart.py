@@ -19,10 +19,11 @@ from typing import Any
 import merman
 import networkx as nx
 import pytest
-from test_visualize import Geometry, overlap, touches
+from test_visualize import Geometry, inside, overlap, touches
 
 import tensorgraph as tg
 from tensorgraph.cli import main
+from tensorgraph.cli.target import open_target
 from tensorgraph.errors import GraphError
 from tensorgraph.graph import Graph
 from tensorgraph.models import build
@@ -249,17 +250,45 @@ def test_every_level_draws_in_every_text_form(name: str, level: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "level"),
-    [("gpt2", "flowchart"), ("llama-3.1-405b", "flowchart"), ("llama-3.1-405b", "block"), ("gemma-3-1b", "flowchart"),
-     ("llama-3-70b", "seed"), ("gpt2", "ops"), ("llama-3-8b", "backward")],
+    [("gpt2", "flowchart"), ("gpt2", "block"), ("llama-3-70b", "seed"), ("gpt2", "ops"), ("gpt2", "backward"),
+     ("llama-3.1-405b", "flowchart"), ("llama-3-8b", "backward"), ("gemma-3-1b", "flowchart"),
+     ("mixtral-8x7b", "flowchart"), ("mixtral-8x7b", "backward"), ("deepseek-v3", "flowchart"),
+     ("deepseek-v3", "backward"), ("clip-vit-l-14-336", "flowchart"), ("llava-1.5-7b", "flowchart"),
+     ("llava-1.5-7b bridge+lora", "flowchart"), ("idefics-9b", "flowchart"), ("llama-3.2-11b-vision", "flowchart"),
+     ("llama-2-7b lora", "flowchart"), ("bert-base", "flowchart"), ("mini-268", "flowchart")],
 )  # fmt: skip
 def test_nothing_overlaps_in_real_pictures(name: str, level: str) -> None:
-    made = picture(name, level)
-    view, drawn = made.rows.view, Geometry(made.view, level == "block")
+    name, _, mode = name.partition(" ")
+    made = draw(open_target(name).train(mode or None), level)  # type: ignore[arg-type]
+    view, drawn = made.rows.view, Geometry(made.view, level in ("block", "flowchart"))
     assert len(drawn.boxes) == len(view.boxes) and len(drawn.edges) == len(view.edges)
     for (a, x), (b, y) in itertools.combinations(drawn.boxes.items(), 2):
         assert not overlap(x, y), (a, b)
+    for box, rect in drawn.boxes.items():
+        assert all(inside(text, rect) for text in drawn.labels[box]), box
+        for frame, around in drawn.frames.items():
+            assert inside(rect, around) if box in drawn.members[frame] else not overlap(rect, around), (box, frame)
     for tail, head, curve in drawn.edges:
         assert touches(curve[0], drawn.boxes[tail], 12) and touches(curve[-1], drawn.boxes[head], 12), (tail, head)
+        for box, rect in drawn.boxes.items():
+            assert box in (tail, head) or not any(touches(q, rect, -1.5) for q in curve), (tail, head, box)
+
+
+def test_rows_hold_what_the_view_holds() -> None:
+    """Breaking a picture adds boxes through which a value enters a row, and nothing else: paths are the same."""
+    made = draw(open_target("llama-3.2-11b-vision"), direction="LR")
+    view, rows = made.view, made.rows.view
+    added = {b.id for b in rows.boxes} - {b.id for b in view.boxes}
+    assert added and {b.label for b in rows.boxes if b.id in added} == {"x"}
+    into = {e.target: e.source for e in rows.edges if e.target in added}
+    edges = {(into.get(e.source, e.source), e.target, e.kind) for e in rows.edges if e.target not in added}
+    assert edges == {(e.source, e.target, e.kind) for e in view.edges}
+
+
+def test_pictures_have_the_shape_of_a_page() -> None:
+    for name in ("gpt2", "llama-3.1-405b", "mixtral-8x7b", "deepseek-v3", "bert-base", "vit-b-16"):
+        width, height = layout.svg_size(draw(open_target(name)).svg)
+        assert 0.5 < width / height < 3 and width < 1600, name
 
 
 @pytest.mark.parametrize("level", ["flowchart", "block", "backward"])

@@ -28,6 +28,7 @@ class _Backward:
         self.group: dict[Step, list[Step]] = {}  # steps whose gradients are one box: written in one line of one layer
         self.of: dict[Key, Step] = {}
         self.scopes, self.runs = self._first_runs()
+        self.learning = self._learning()
         for step in seen.steps:
             self.group[step] = [step]
             for n in step.nodes:
@@ -175,7 +176,16 @@ class _Backward:
             return f"no gradient: {stop}"
         if step.weights and not any(p.attrs.get("trained", True) for p in step.weights):
             return "no gradient: frozen"
-        return "no gradient needed"
+        return "passes the gradient on" if step in self.learning else "no gradient needed"
+
+    def _learning(self) -> set[Step]:
+        """Steps whose values depend on trained weights."""
+        import networkx as nx
+
+        flow = nx.DiGraph([(f.source, f.target) for f in self.seen.parts.flows])
+        flow.add_nodes_from(self.seen.steps)
+        first = [s for s in self.seen.steps if any(p.attrs.get("trained", True) for p in s.weights)]
+        return set(first).union(*(nx.descendants(flow, s) for s in first))
 
 
 _LEGEND = " · dashed: gradients · dotted: kept for the backward pass"

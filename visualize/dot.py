@@ -103,7 +103,6 @@ _NODE = {
 
 def _graph(view: View, paint: Theme) -> dict[str, str]:
     across = view.direction == "LR"
-    ladder = any(edge.kind == "gradient" for edge in view.edges)  # each step and its gradient in one rank
     return {
         "rankdir": view.direction,
         "bgcolor": paint.page,
@@ -115,7 +114,6 @@ def _graph(view: View, paint: Theme) -> dict[str, str]:
         "ranksep": f"{GAP / 72:g}" if across else "0.36",
         "splines": "true",
         "outputorder": "edgesfirst",
-        "newrank": "true" if ladder else "false",
         "label": _legend(view.whole or view, paint),
         "labelloc": "b",
         "labeljust": "l",
