@@ -21,6 +21,7 @@ from tensorgraph.models import LoRA, Net, build, lora
 from . import reference as R
 from .configs import GPT2, LLAMA
 from .configs_families import MIXTRAL, V2, V3
+from .configs_vision import SEEN
 
 B, T = 2, 7
 MODELS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
@@ -68,3 +69,44 @@ def test_products_are_those_that_torch_counts(name, mode):
         lora.add(net.model, LoRA(r=3, alpha=8, targets=targets))
     ids = torch.from_numpy(np.random.default_rng(301).integers(0, 30, (B, T)))
     assert ours(net) == counted(model, ids)
+
+
+LLAVA: dict[str, Any] = {
+    "text_config": {**LLAMA, "model_type": "llama", "pad_token_id": None},
+    "vision_config": {"model_type": "clip_vision_model", **SEEN},
+    "image_token_index": 38,
+    "vision_feature_layer": -1,  # else the reference runs a layer whose output nobody reads
+}
+
+
+@pytest.mark.parametrize("mode", ["all", "bridge-only", "bridge+vision", "bridge+llm", "bridge+lora"])
+def test_products_of_the_stages_are_those_that_torch_counts(mode):
+    cls = "LlavaForConditionalGeneration"
+    model = R.build(cls, LLAVA, seed=302).float()
+    config = {"architectures": [cls], **model.config.to_dict()}
+    net = Net(build(config), config)
+    trained = {"bridge": "multi_modal_projector", "vision": "vision_tower", "llm": "language_model", "lora": "lora_"}
+    parts = ["bridge", "vision", "llm"] if mode == "all" else mode.removesuffix("-only").split("+")
+    if "lora" in parts:
+        with R.quiet():
+            adapter = peft.LoraConfig(r=3, target_modules=r".*language_model.*\.(q|k|v|o|gate|up|down)_proj")
+            model = peft.get_peft_model(model, adapter)
+    for n, p in model.named_parameters():
+        p.requires_grad_(any(trained[part] in n or (part == "llm" and "lm_head" in n) for part in parts))
+    net.mode(mode, LoRA(r=3, alpha=8) if "lora" in parts else None)
+    rng = np.random.default_rng(303)
+    image = model.config.vision_config
+    patches = (image.image_size // image.patch_size) ** 2
+    ids = rng.integers(0, 30, (B, patches + 3))
+    ids[:, 1 : 1 + patches] = 38
+    pixels = torch.from_numpy(rng.standard_normal((B, image.num_channels, image.image_size, image.image_size))).float()
+    given = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(ids), "pixel_values": pixels}
+    with R.quiet():
+        with FlopCounterMode(display=False) as forward:
+            loss = model(**given).loss
+        with FlopCounterMode(display=False) as backward:
+            loss.backward()
+    graph = net.trace("input_ids", "pixel_values", "labels", gradients=True)
+    found = cost(graph, {**net.model.binding, "B": B, "T": ids.shape[1], "I": B})
+    assert found.forward.products == forward.get_total_flops()
+    assert found.backward.products - found.recomputed.products == backward.get_total_flops()
