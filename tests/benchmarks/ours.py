@@ -1,4 +1,9 @@
-"""tensorgraph on the peers' work: ours.py train S|M|toy [backend [strict]]. Prints one JSON line, as the peers do.
+"""tensorgraph on the peers' work. Prints one JSON line, or one for each row, as the peers do.
+
+    ours.py train S|M|toy|llama|vit [backend [strict]]     a training step; llama and vit: models of the library
+    ours.py decode M|smollm2:PATH [backend [weights]]      a token after 256; weights float32, bfloat16 or int8
+    ours.py gradcheck toy|attn [backend]                   every entry of the gradient by central differences
+    ours.py limits                                         GFLOP/s and GB/s of this machine, through NumPy
 
 Times come from windows in which other processes left the processor alone, where there are any; "foreign" says how much
 of a core they used in those (nan where the system does not tell).
@@ -23,6 +28,20 @@ import tensorgraph as tg  # noqa: E402
 
 IMPORT_S = time.perf_counter() - start
 
+MODELS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {  # configs, and sizes of a batch
+    "llama": (
+        {"model_type": "llama", "num_hidden_layers": 6, "hidden_size": 512, "num_attention_heads": 8,
+         "num_key_value_heads": 4, "intermediate_size": 1408, "vocab_size": 8192, "max_position_embeddings": 256,
+         "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": True},
+        {"B": 4, "T": 256},
+    ),
+    "vit": (
+        {"model_type": "vit", "architectures": ["ViTForImageClassification"], "hidden_size": 384,
+         "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 6, "image_size": 224,
+         "patch_size": 16, "num_labels": 1000},
+        {"B": 4},
+    ),
+}  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "toy": {"L": 1, "d": 4, "H": 1, "T": 6, "V": 8, "B": 1, "f": 16, "affine": False, "bias": False},
     "S": {"L": 6, "d": 384, "H": 6, "T": 256, "V": 8192, "B": 4, "f": 1536, "affine": True, "bias": True},
@@ -86,7 +105,7 @@ def others() -> float:
     return (sum(used) - used[3] - used[4]) / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
-def measure(run: Callable[[], None], seconds: float = 6.0, quiet: float = 0.12) -> tuple[float, float, float]:
+def measure(run: Callable[[], Any], seconds: float = 6.0, quiet: float = 0.12) -> tuple[float, float, float]:
     """(median, least) seconds of a call, and the share of a core that others used meanwhile, over quiet windows."""
     windows: list[tuple[float, float, float]] = []
     start = time.perf_counter()
@@ -107,49 +126,183 @@ def measure(run: Callable[[], None], seconds: float = 6.0, quiet: float = 0.12) 
     return statistics.median(w[1] for w in used), min(w[2] for w in used), statistics.median(w[0] for w in used)
 
 
-def train(name: str, backend: str = "auto", strict: str = "") -> None:
-    c = CONFIGS[name]
-    p = weights(c)
+def problem(name: str) -> tuple[tg.Tensor, dict[str, Any], dict[str, Any], dict[str, int]]:
+    """The loss, the parameters' values, a batch, and sizes."""
     r = np.random.default_rng(1)
-    ids, labels = (r.integers(0, c["V"], (c["B"], c["T"])).astype("int32") for _ in range(2))
+    if name in CONFIGS:
+        c = CONFIGS[name]
+        p = weights(c)
+        batch = {n: r.integers(0, c["V"], (c["B"], c["T"])).astype("int32") for n in ("ids", "labels")}
+        return loss_of(c, {n: a.shape for n, a in p.items()}), p, batch, {}
+    config, sizes = MODELS[name]
+    model = tg.models.build(config)
+    B = sizes["B"]
+    if name == "vit":
+        batch = {"pixel_values": r.standard_normal((B, 3, 224, 224)).astype("f4"),
+                 "labels": r.integers(0, config["num_labels"], (B,)).astype("int32")}  # fmt: skip
+    else:
+        shape = (B, sizes["T"])
+        batch = {n: r.integers(0, config["vocab_size"], shape).astype("int32") for n in ("input_ids", "labels")}
+    loss = model.outputs(**model.inputs(tuple(batch)))["loss"]
+    sizes = {**model.binding, **sizes}
+    return loss, model.init(0, model.binding), batch, sizes
+
+
+def train(name: str, backend: str = "auto", strict: str = "") -> None:
+    loss, p, batch, sizes = problem(name)
     begin = time.perf_counter()
-    loss = loss_of(c, {n: a.shape for n, a in p.items()})
-    step = tg.compile(
-        loss, update=tg.optim.AdamW(3e-4, betas=(0.9, 0.95), weight_decay=0.1), backend=backend, strict=bool(strict)
-    )
+    adamw = tg.optim.AdamW(3e-4, betas=(0.9, 0.95), weight_decay=0.1)
+    step = tg.compile(loss, update=adamw, backend=backend, strict=bool(strict), binding=sizes)
     state = step.init(p)
     del p
     losses = []
-    value, state = step(state, ids=ids, labels=labels)
+    value, state = step(state, **batch)
     losses.append(float(value))
     first = time.perf_counter() - begin
 
     def one() -> None:
         nonlocal state
-        value, state = step(state, ids=ids, labels=labels)
+        value, state = step(state, **batch)
         if len(losses) < 5:
             losses.append(float(value))
 
     median, least, foreign = measure(one)
     while len(losses) < 5:
         one()
-    row = {
-        "key": f"train {name}",
-        "backend": backend,
-        "ms": median * 1e3,
-        "ms_min": least * 1e3,
-        "foreign": foreign,
-        "first_s": first,
-        "import_s": IMPORT_S,
-        "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "predicted_mb": step.memory().peak / 2**20,
-        "loss0": losses[0],
-        "loss4": losses[4],
-    }
-    print(json.dumps(row))
+    work = step.cost(sizes)
+    emit(
+        key=f"train {name}",
+        backend=step.compiled.options.backend,
+        ms=median * 1e3,
+        ms_min=least * 1e3,
+        gflops=(work.forward.products + work.backward.products - work.recomputed.products) / median / 1e9,
+        foreign=foreign,
+        first_s=first,
+        import_s=IMPORT_S,
+        rss_mb=rss_mb(),
+        predicted_mb=step.memory(sizes).peak / 2**20,
+        loss0=losses[0],
+        loss4=losses[4],
+    )
+
+
+def decode(name: str, backend: str = "auto", kind: str = "float32", context: int = 256) -> None:
+    """One token after another, as the peers: the positions after the context are used in turn."""
+    from tensorgraph.cli.bench import weight_bytes
+    from tensorgraph.models.generate import Session
+    from tensorgraph.models.pretrained import Net
+
+    begin = time.perf_counter()
+    if name == "M":
+        c = {**CONFIGS["M"], "T": 1024}
+        config = {"model_type": "gpt2", "n_layer": c["L"], "n_embd": c["d"], "n_head": c["H"], "vocab_size": c["V"],
+                  "n_positions": c["T"]}  # fmt: skip
+        net = Net(tg.models.build(config), config, gpt2_names(weights(c)), backend=backend, weights=kind)
+    else:
+        net = tg.models.from_pretrained(name.partition(":")[2], backend=backend, weights=kind)
+    session = Session(net, 1, capacity=2 * context)
+    token = session.feed(np.full((1, context), 5, np.int32)).argmax(-1)[:, None].astype(np.int32)
+
+    def one() -> None:
+        nonlocal token
+        session.position = context + (session.position - context) % 24
+        token = session.feed(token).argmax(-1)[:, None].astype(np.int32)
+
+    one()
+    first = time.perf_counter() - begin
+    median, least, foreign = measure(one)
+    emit(
+        key=f"decode {name.partition(':')[0]}",
+        backend=session._step.options.backend,
+        weights=kind,
+        ms=median * 1e3,
+        ms_min=least * 1e3,
+        gbs=weight_bytes(session) / median / 1e9,
+        foreign=foreign,
+        first_s=first,
+        import_s=IMPORT_S,
+        rss_mb=rss_mb(),
+    )
+
+
+def gpt2_names(p: dict[str, Any]) -> dict[str, Any]:
+    """The peers' weights under the published names."""
+    parts = {"ln1g": "ln_1.weight", "ln1b": "ln_1.bias", "ln2g": "ln_2.weight", "ln2b": "ln_2.bias",
+             "wqkv": "attn.c_attn.weight", "bqkv": "attn.c_attn.bias", "wo": "attn.c_proj.weight",
+             "bo": "attn.c_proj.bias", "w1": "mlp.c_fc.weight", "b1": "mlp.c_fc.bias", "w2": "mlp.c_proj.weight",
+             "b2": "mlp.c_proj.bias"}  # fmt: skip
+    whole = {"wte": "wte.weight", "wpe": "wpe.weight", "lnfg": "ln_f.weight", "lnfb": "ln_f.bias"}
+    names = {n: whole.get(n) or f"h.{n.partition('.')[0]}.{parts[n.partition('.')[2]]}" for n in p}
+    return {f"transformer.{names[n]}": a for n, a in p.items()}
+
+
+def gradcheck(what: str, backend: str = "auto") -> None:
+    from tensorgraph.gradcheck.differences import Differences
+
+    begin = time.perf_counter()
+    if what == "toy":
+        loss, p, batch, _ = problem("toy")
+        y, wrt = loss, list(p)
+        arrays = {**{n: a.astype("f8") for n, a in p.items()}, **batch}
+    else:
+        y, arrays = attention_block()
+        wrt = [n for n in arrays if n != "r"]
+    made = Differences(y, wrt, backend=backend)
+    worst = max(made.check(arrays).values())
+    first = time.perf_counter() - begin
+    if not worst < 1e-6:
+        raise SystemExit(f"the gradient of {what} is wrong: {worst}")
+    median, least, foreign = measure(lambda: made.check(arrays), seconds=1.0)
+    entries = sum(arrays[n].size for n in wrt)
+    emit(
+        key=f"gradcheck {what} full",
+        backend=made.f.options.backend,
+        ms=median * 1e3,
+        ms_min=least * 1e3,
+        foreign=foreign,
+        first_s=first,
+        entries=entries,
+        worst=worst,
+    )
+
+
+def attention_block() -> tuple[tg.Tensor, dict[str, Any]]:
+    """The peers' attention block (T 8, d 16, 2 heads), its output weighed by random numbers to be a scalar."""
+    T, d, H = 8, 16, 2
+    r = np.random.default_rng(0)
+    shapes = {"x": (1, T, d), "w": (d, 3 * d), "wo": (d, d)}
+    arrays = {n: r.standard_normal(s) * 0.3 for n, s in shapes.items()} | {"r": r.standard_normal((1, T, d))}
+    x, w, wo = (tg.input(n, s, "float64") for n, s in shapes.items())
+    heads = (tg.layer_norm(x, None, None) @ w).reshape(1, T, 3, H, d // H)
+    q, k, v = (heads[:, :, i].permute(0, 2, 1, 3) for i in range(3))
+    a = tg.attention(q, k, v, causal=True).permute(0, 2, 1, 3).reshape(1, T, d)
+    return ((x + a @ wo) * tg.input("r", (1, T, d), "float64")).sum(), arrays
+
+
+def limits() -> None:
+    from tensorgraph.cli.bench import limits as measured
+
+    emit(key="limits", **measured())
+
+
+def rss_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def emit(**row: Any) -> None:
+    print(json.dumps(row), flush=True)
+
+
+def main(words: list[str]) -> None:
+    known: dict[str, list[str]] = {"train": [*CONFIGS, *MODELS], "decode": ["M"], "gradcheck": ["toy", "attn"]}
+    if words == ["limits"]:
+        limits()
+    elif len(words) >= 2 and (words[1] in known.get(words[0], ()) or (words[:1] == ["decode"] and ":" in words[1])):
+        commands: dict[str, Callable[..., None]] = {"train": train, "decode": decode, "gradcheck": gradcheck}
+        commands[words[0]](*words[1:4])
+    else:
+        sys.exit(__doc__)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3 or sys.argv[1] != "train" or sys.argv[2] not in CONFIGS:
-        sys.exit(__doc__)
-    train(*sys.argv[2:5])
+    main(sys.argv[1:])
