@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.special
 
 import tensorgraph as tg
 from tensorgraph import interpret, testing
@@ -178,13 +179,15 @@ def test_every_run_gives_the_same_bits(strict):
 
 def test_polynomials_are_as_close_as_they_say():
     x = tg.input("x", (tg.dim("n"),))
-    f = tg.compile({"exp": tg.exp(x), "tanh": tg.tanh(x)}, backend="c")
+    f = tg.compile({"exp": tg.exp(x), "tanh": tg.tanh(x), "erf": tg.erf(x)}, backend="c")
     small = np.geomspace(1e-30, 1, 20_001)
-    grid = np.concatenate([np.linspace(-105, 90, 400_001), small, -small]).astype("float32")
+    grid = np.concatenate([np.linspace(-105, 90, 400_001), np.linspace(-5, 5, 400_001), small, -small]).astype(
+        "float32"
+    )
     got = f(x=grid)
-    for name, ulps in (("exp", 2), ("tanh", 3)):
+    for name, exact, ulps in (("exp", np.exp, 2), ("tanh", np.tanh, 3), ("erf", scipy.special.erf, 2)):
         with np.errstate(over="ignore", under="ignore"):
-            want = getattr(np, name)(grid.astype("float64"))
+            want = exact(grid.astype("float64"))
             top = np.isinf(want.astype("float32"))
             unit = np.maximum(np.spacing(np.abs(want.astype("float32"))), np.float32(1e-45)).astype("float64")
         assert np.isinf(got[name][top]).all()
