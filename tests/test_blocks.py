@@ -10,8 +10,9 @@ import pytest
 
 import tensorgraph as tg
 from tensorgraph.blocks import Fold, Layer, fold, pattern_text, unfold
+from tensorgraph.cli.target import open_target
 from tensorgraph.graph import Graph
-from tensorgraph.models import build
+from tensorgraph.models import build, presets
 from tensorgraph.ops.leaf import const
 from tensorgraph.tensor import Tensor, at
 
@@ -118,6 +119,44 @@ MODELS = [
 @pytest.mark.parametrize(("name", "changes"), MODELS, ids=[f"{n}{'+' if c else ''}" for n, c in MODELS])
 def test_unfolding_gives_back_the_graph(name: str, changes: dict[str, Any], gradients: bool) -> None:
     assert_isomorphic(model(name, gradients, **changes))
+
+
+# One preset of each architecture, and how it folds.
+FOLDS = {
+    "gpt2": "layers: Block ×12",
+    "llama-3.1-405b": "layers: Block ×126",
+    "mistral-7b": "layers: Block ×32",
+    "mixtral-8x7b": "layers: Block ×32",
+    "deepseek-v2-lite": "layers: Block ×26\n    left out: layers.0: has 1 add less",
+    "deepseek-v3": "layers: Block ×3\nlayers: Block ×58",
+    "qwen2.5-0.5b": "layers: Block ×24",
+    "qwen3-0.6b": "layers: Block ×28",
+    "gemma-2b": "layers: Block ×18",
+    "gemma-2-9b": "layers: (Block + Block) ×21",
+    "gemma-3-1b": "layers: (5 Block + Block) ×4",
+    "phi-3-mini": "layers: Block ×32",
+    "bert-base": "layers: Layer ×12",
+    "vit-b-16": "vit.layers: Layer ×12",
+    "clip-vit-l-14-336": "text.layers: Layer ×12\nvision.layers: Layer ×24",
+    "llava-1.5-7b": "vision.layers: Layer ×23\ntext.layers: Block ×32",
+    "paligemma-3b": "vision.layers: Layer ×27\ntext.layers: Block ×18",
+    "idefics-9b": "vision.layers: Layer ×32\nresampler.blocks: ResamplerBlock ×6\ntext: (CrossBlock + 4 Block) ×8",
+    "llama-3.2-11b-vision": "vision.local: Layer ×32\nvision.whole: Layer ×8\n"
+    "text.layers: (3 Block + CrossLayer + Block) ×8",
+    "mini-268": "",
+}
+
+
+def test_the_folds_are_of_every_architecture() -> None:
+    def named(preset: str) -> Any:
+        return presets.config(preset)["architectures"]
+
+    assert {str(named(p)) for p in FOLDS} == {str(named(p)) for p in presets.names()}
+
+
+@pytest.mark.parametrize("name", FOLDS)
+def test_every_architecture_folds_as_published_and_unfolds(name: str) -> None:
+    assert assert_isomorphic(open_target(name).trace()).text().startswith(FOLDS[name])
 
 
 def test_networkx_agrees_that_it_is_the_same_graph() -> None:
