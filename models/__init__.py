@@ -12,6 +12,7 @@ from . import (
     deepseek,
     gpt2,
     idefics,
+    kin,
     llama,
     llava,
     mini,
@@ -31,6 +32,7 @@ from .tokenizer import Tokenizer
 ARCHITECTURES: dict[str, Architecture] = {
     **gpt2.ARCHITECTURES,
     **llama.ARCHITECTURES,
+    **kin.ARCHITECTURES,
     **deepseek.ARCHITECTURES,
     **mini.ARCHITECTURES,
     **bert.ARCHITECTURES,

@@ -50,9 +50,13 @@ class Plan:
     norm: str | None = "rms"
     norm_eps: float = 1e-6
     block_norms: bool = True
+    pre_norms: bool = True  # norms on what attention and feed-forward take
     final_norm: bool = True
     post_norms: bool = False  # norms on what attention and feed-forward return, too
     qk_norm: bool = False
+    wide_qk_norm: bool = False  # over all heads at once
+    parallel: bool = False  # attention and feed-forward both take x
+    mlp_norm: bool = True  # the feed-forward has a norm of its own; False: it takes what attention takes
     activation: str = "silu"
     gated: bool = True
     qkv_bias: bool = False
@@ -60,12 +64,17 @@ class Plan:
     mlp_bias: bool = False
     head_bias: bool = False
     fused: bool = False  # q, k, v in one weight; gate and up too
+    by_head: bool = False  # in which those of each head lie together
+    unrotated: tuple[int, ...] = ()  # layers whose queries and keys are not rotated
     transposed: bool = False  # weights [in, out]
     scale: float | None = None  # of the scores; None: 1/sqrt(k)
     scale_by_layer: bool = False  # layer i divides it by i + 1
     softcap: float | None = None
     logit_softcap: float | None = None
     scaled_embedding: bool = False  # times sqrt(d)
+    embedding_scale: float = 1.0
+    branch_scale: float = 1.0  # of what attention and feed-forward add
+    logit_scale: float = 1.0
     frozen_embedding: bool = False
     tied: bool = False
     causal: bool = True  # False: who calls it says which keys each query sees
@@ -79,7 +88,7 @@ class Plan:
 
 
 class Block(Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x)); for x [B, T, d]."""
+    """x + attention(norm(x)), then x + feed-forward(norm(x)); or both branches of the same x. For x [B, T, d]."""
 
     def __init__(self, p: Plan, i: int) -> None:
         super().__init__()
@@ -87,8 +96,9 @@ class Block(Module):
         norm = make if p.block_norms else None
         kind = p.layer_type(i)
         scale = p.scale / (i + 1) if p.scale is not None and p.scale_by_layer else p.scale
-        self.attn_norm = norm(p.d) if norm else None
-        rope = (kind if kind in p.ropes else FULL) if p.positions == "rope" else None
+        self.parallel, self.branch_scale = p.parallel, p.branch_scale
+        self.attn_norm = norm(p.d) if norm and p.pre_norms else None
+        rope = (kind if kind in p.ropes else FULL) if p.positions == "rope" and i not in p.unrotated else None
         self.attn = (
             LatentAttention(p.d, p.H, p.latent, rope or FULL)
             if p.latent is not None
@@ -100,8 +110,10 @@ class Block(Module):
                 bias=p.qkv_bias,
                 out_bias=p.out_bias,
                 fused=p.fused,
+                by_head=p.by_head,
                 transposed=p.transposed,
                 norm=make if p.qk_norm else None,
+                wide=p.wide_qk_norm,
                 rope=rope,
                 causal=p.causal,
                 cached=not p.causal,
@@ -111,7 +123,7 @@ class Block(Module):
             )
         )
         self.attn_post_norm = norm(p.d) if norm and p.post_norms else None
-        self.mlp_norm = norm(p.d) if norm else None
+        self.mlp_norm = norm(p.d) if norm and p.pre_norms and p.mlp_norm else None
         self.mlp: FeedForward | MixtureOfExperts
         if p.experts is not None and i >= p.experts.dense:
             self.mlp = MixtureOfExperts(p.d, p.experts, p.activation, bias=p.mlp_bias)
@@ -122,11 +134,17 @@ class Block(Module):
         self.mlp_post_norm = norm(p.d) if norm and p.post_norms else None
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        a = self.attn(x if self.attn_norm is None else self.attn_norm(x), context)
-        x = x + (a if self.attn_post_norm is None else self.attn_post_norm(a))
-        h = x if self.mlp_norm is None else self.mlp_norm(x)
+        n = x if self.attn_norm is None else self.attn_norm(x)
+        a = self.attn(n, context)
+        a = self._branch(a if self.attn_post_norm is None else self.attn_post_norm(a))
+        y = x if self.parallel else x + a
+        h = (n if self.parallel else y) if self.mlp_norm is None else self.mlp_norm(y)
         h = self.mlp(h, context) if isinstance(self.mlp, MixtureOfExperts) else self.mlp(h)
-        return x + (h if self.mlp_post_norm is None else self.mlp_post_norm(h))
+        h = self._branch(h if self.mlp_post_norm is None else self.mlp_post_norm(h))
+        return x + (a + h) if self.parallel else y + h
+
+    def _branch(self, x: Tensor) -> Tensor:
+        return x if self.branch_scale == 1.0 else x * self.branch_scale
 
 
 class PositionTable(Embedding):
@@ -185,6 +203,8 @@ class Decoder(Model):
         x = self.embed(input_ids)
         if p.scaled_embedding:
             x = x * (float(p.d) ** 0.5 if type(p.d) is int else sqrt(dimension(p.d, x.dtype)))
+        if p.embedding_scale != 1.0:
+            x = x * p.embedding_scale
         if merge is not None:
             x = merge(x)
         if p.positions == "learned":
@@ -203,6 +223,8 @@ class Decoder(Model):
         if cache is not None:
             x = x[:, -1:]
         logits = self.head(x if self.norm is None else self.norm(x))
+        if p.logit_scale != 1.0:
+            logits = logits * p.logit_scale
         if p.logit_softcap is not None:
             logits = tanh(logits / p.logit_softcap) * p.logit_softcap
         return logits.named("logits")

@@ -116,7 +116,8 @@ class Context:
 class Attention(Module):
     """Multi-head attention of x [B, T, d], on itself or on a source [B, S, s]: H query heads share G key/value heads.
 
-    `fused`: q, k and v are one weight. `norm`: makes a norm of the head size k for q and k, applied before rotation.
+    `fused`: q, k and v are one weight; `by_head`: in which those of each head lie together. `norm`: makes a norm of the
+    head size k for q and k, applied before rotation; `wide`: one over all heads at once.
     `rope`: which rotation of the context to use. `window`, `softcap`, `scale`: as in the attention op. `source_size`:
     s, if it is not d. `cached`: generation keeps keys and values, though a mask takes the place of `causal`.
     Sources: Vaswani et al. 2017; Ainslie et al. 2023 (grouped queries).
@@ -134,8 +135,10 @@ class Attention(Module):
         bias: bool = False,
         out_bias: bool = False,
         fused: bool = False,
+        by_head: bool = False,
         transposed: bool = False,
         norm: Callable[[Dim], Module] | None = None,
+        wide: bool = False,
         rope: str | None = None,
         causal: bool = True,
         window: int | None = None,
@@ -151,21 +154,23 @@ class Attention(Module):
         self.cached = cached
         q_size, kv_size = mul(H, k), mul(self.groups, k)
         self.parts = (q_size, kv_size, kv_size)
-        self.fused = fused
+        self.fused, self.by_head, self.wide = fused, by_head, wide
         if fused:
             self.qkv = Linear(d, add(q_size, mul(2, kv_size)), bias, transposed=transposed)
         else:
             self.q = Linear(d, q_size, bias, transposed=transposed)
             self.k = Linear(s, kv_size, bias, transposed=transposed)
             self.v = Linear(s, kv_size, bias, transposed=transposed)
-        self.q_norm = norm(k) if norm else None
-        self.k_norm = norm(k) if norm else None
+        self.q_norm = norm(q_size if wide else k) if norm else None
+        self.k_norm = norm(kv_size if wide else k) if norm else None
         self.out = Linear(q_size, d, out_bias, transposed=transposed)
 
     def forward(self, x: Tensor, context: Context, source: Tensor | None = None) -> Tensor:
         q, k, v = self._project(x, source)
+        if self.wide and self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = self._heads(q, self.heads), self._heads(k, self.groups), self._heads(v, self.groups)
-        if self.q_norm is not None and self.k_norm is not None:
+        if not self.wide and self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:
             q, k = rotate(q, context.rope[self.rope]), rotate(k, context.rope[self.rope])
@@ -182,6 +187,9 @@ class Attention(Module):
         if not self.fused:
             s = x if source is None else source
             return self.q(x), self.k(s), self.v(s)
+        if self.by_head:
+            apart = split(reshape(self.qkv(x), (*x.shape[:2], self.heads, mul(3, self.head_dim))), 3, -1)
+            return tuple(reshape(y, (*x.shape[:2], self.parts[0])) for y in apart)
         if source is None:
             return split(self.qkv(x), self.parts, -1)
         weights = split(self.qkv.weight.__tensor__(), self.parts, -1 if self.qkv.transposed else 0)

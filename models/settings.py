@@ -60,7 +60,8 @@ FIELDS: dict[str, Kind] = {
         n_positions n_embd n_layer n_head type_vocab_size num_channels projection_dim embed_dim cross_layer_interval
         resampler_n_latents resampler_depth resampler_n_heads resampler_head_dim num_global_layers attention_heads
         vision_output_dim max_num_tiles kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim moe_intermediate_size
-        n_routed_experts num_local_experts num_experts_per_tok sliding_window_pattern projector_layers""",
+        n_routed_experts num_local_experts num_experts_per_tok sliding_window_pattern projector_layers
+        no_rope_layer_interval""",
     ),
     **_of(
         SIZE | NULL,
@@ -76,7 +77,11 @@ FIELDS: dict[str, Kind] = {
     **_of(WHOLE | WHOLES, "vision_feature_layer"),
     **_of(WHOLES, "cross_attention_layers intermediate_layers_indices"),
     **_of(NUMBER, "layer_norm_epsilon layer_norm_eps rms_norm_eps norm_eps initializer_range router_aux_loss_coef"),
-    **_of(POSITIVE, "rope_local_base_freq query_pre_attn_scalar routed_scaling_factor"),
+    **_of(
+        POSITIVE,
+        """rope_local_base_freq query_pre_attn_scalar routed_scaling_factor embedding_multiplier residual_multiplier
+        attention_multiplier logits_scaling""",
+    ),
     **_of(POSITIVE | NULL, "rope_theta attn_logit_softcapping final_logit_softcapping"),
     **_of(SHARE | NULL, "partial_rotary_factor"),
     **_of(
@@ -84,13 +89,14 @@ FIELDS: dict[str, Kind] = {
         """tie_word_embeddings attention_bias mlp_bias scale_attn_weights scale_attn_by_inverse_layer_idx
         add_cross_attention is_decoder qkv_bias vision_use_head use_sliding_window output_router_logits
         multimodal_projector_bias qk_layer_norms qk_layer_norms_perceiver freeze_text_layers freeze_lm_head
-        freeze_vision_layers use_resampler bias norms final_norm frozen_embedding""",
+        freeze_vision_layers use_resampler qk_layernorm use_parallel_residual bias norms final_norm frozen_embedding""",
     ),
     **_of(FLAG | NULL, "norm_topk_prob rope_interleave use_bidirectional_attention"),
     **_of(TEXT, "alpha_type position_embedding_type topk_method vision_feature_select_strategy positions"),
     **_of(TEXT | NULL, "problem_type"),
     **_of(TEXTS, "freeze_text_module_exceptions freeze_vision_module_exceptions"),
     **_of(TEXTS | NULL, "layer_types vocab"),
+    **_of(WHOLES | NULL, "no_rope_layers"),
     **_of(LIST, "supported_aspect_ratios"),
     **_of(OBJECT | NULL, "text_config vision_config perceiver_config id2label rope_parameters rope_scaling"),
     **_of(ACTIVATION, "activation_function hidden_act hidden_activation pooler_act projector_hidden_act"),

@@ -334,7 +334,7 @@ ERRORS = [
     (
         lambda: build({"architectures": ["LlamaForCausal"]}),
         "ModelError[TG911] unknown architecture 'LlamaForCausal'\n"
-        "  hint: nearest are LlamaForCausalLM, GemmaForCausalLM, Gemma3ForCausalLM",
+        "  hint: nearest are LlamaForCausalLM, Olmo2ForCausalLM, GemmaForCausalLM",
     ),
     (
         lambda: gpt2.build("llama-3-8b"),

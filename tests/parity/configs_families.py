@@ -28,6 +28,8 @@ def longrope(length: int, k: int, **extra: Any) -> dict[str, Any]:
     return {"rope_parameters": rope, "original_max_position_embeddings": length, "max_position_embeddings": 64}
 
 
+LINEAR = {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.5}}
+NEOX = {name: value for name, value in LLAMA.items() if name != "num_key_value_heads"}
 PHI3 = LLAMA | {"pad_token_id": None}
 FAMILIES: dict[str, Config] = {
     "mistral": family("MistralForCausalLM", 60, sliding_window=4),
@@ -101,6 +103,49 @@ FAMILIES: dict[str, Config] = {
     ),
     "phi3-partial": family(
         "Phi3ForCausalLM", 82, PHI3, **longrope(5, 6, partial_rotary_factor=0.75, attention_factor=1.2)
+    ),
+}
+
+FAMILIES |= {
+    "olmo2": family("Olmo2ForCausalLM", 110),
+    "olmo2-multi-query": family("Olmo2ForCausalLM", 111, num_key_value_heads=1, attention_bias=True, pad_token_id=3),
+    "olmo2-tied": family(
+        "Olmo2ForCausalLM", 112, tie_word_embeddings=True, num_key_value_heads=6, rms_norm_eps=0.1, **LINEAR
+    ),
+    "granite": family(
+        "GraniteForCausalLM",
+        113,
+        embedding_multiplier=3.0,
+        residual_multiplier=0.4,
+        attention_multiplier=0.2,
+        logits_scaling=2.5,
+    ),
+    "granite-bias": family("GraniteForCausalLM", 114, attention_bias=True, mlp_bias=True, residual_multiplier=0.7),
+    "granite-tied": family(
+        "GraniteForCausalLM", 115, tie_word_embeddings=True, logits_scaling=0.6, pad_token_id=3, **LINEAR
+    ),
+    "smollm3": family("SmolLM3ForCausalLM", 116, PHI3, num_hidden_layers=4, no_rope_layer_interval=2),
+    "smollm3-window": family(
+        "SmolLM3ForCausalLM", 117, PHI3, **FOUR_LAYERS, use_sliding_window=True, no_rope_layers=[1, 0, 0, 1]
+    ),
+    "smollm3-untied": family(
+        "SmolLM3ForCausalLM", 118, PHI3, tie_word_embeddings=False, attention_bias=True, mlp_bias=True, pad_token_id=3
+    ),
+    "phi": family("PhiForCausalLM", 120),
+    "phi-norms": family("PhiForCausalLM", 121, qk_layernorm=True, num_key_value_heads=6, layer_norm_eps=0.1),
+    "phi-scaled": family(
+        "PhiForCausalLM", 122, tie_word_embeddings=True, pad_token_id=3, partial_rotary_factor=0.75, **LINEAR
+    ),
+    "neox": family("GPTNeoXForCausalLM", 123, NEOX),
+    "neox-in-turn": family("GPTNeoXForCausalLM", 124, NEOX, use_parallel_residual=False, rotary_pct=0.5),
+    "neox-no-bias": family(
+        "GPTNeoXForCausalLM",
+        125,
+        NEOX,
+        attention_bias=False,
+        tie_word_embeddings=True,
+        hidden_act="relu",
+        rotary_pct=1.0,
     ),
 }
 

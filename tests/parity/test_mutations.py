@@ -25,7 +25,7 @@ from tensorgraph.models.moe import MixtureOfExperts
 from tensorgraph.models.parts import Attention
 from tensorgraph.nn import Module, RMSNorm
 
-from . import configs, configs_vision
+from . import configs, configs_families, configs_vision
 from . import reference as R
 from .configs_families import EXPERTS, FAMILIES, FULL, SLIDING, YARN
 
@@ -89,6 +89,18 @@ SETTINGS: list[tuple[str, str, Any]] = [
     ("phi3-longrope-long", "original_max_position_embeddings", 32),
     ("phi3-longrope-long", "max_position_embeddings", 32),
     ("phi3-cut", "rope_parameters", {"rope_type": "default", "rope_theta": 500.0}),
+    ("olmo2-tied", "rms_norm_eps", 1e-6),
+    ("granite", "embedding_multiplier", 1.0),
+    ("granite", "residual_multiplier", 1.0),
+    ("granite", "attention_multiplier", 1.0),
+    ("granite", "logits_scaling", 1.0),
+    ("smollm3", "no_rope_layers", [1] * 4),
+    ("smollm3-window", "sliding_window", 2),
+    ("smollm3-window", "layer_types", [FULL] * 4),
+    ("phi-norms", "layer_norm_eps", 1e-6),
+    ("phi-scaled", "rope_parameters", configs_families.LINEAR["rope_parameters"]),
+    ("neox", "use_parallel_residual", False),
+    ("neox", "rope_parameters", PLAIN_ROPE | {"partial_rotary_factor": 0.5}),
     ("mixtral", "num_experts_per_tok", 1),
     ("mixtral-window", "sliding_window", None),
     ("mixtral-balanced", "router_aux_loss_coef", 0.1),
@@ -191,6 +203,8 @@ def unbiased_choice(model: Any) -> None:
 PARTS: dict[str, tuple[str, Callable[[Any], None]]] = {
     "qwen3 without norms of queries and keys": ("qwen3", without(Attention, "q_norm", "k_norm")),
     "gemma3 without norms of queries and keys": ("gemma3", without(Attention, "q_norm", "k_norm")),
+    "olmo2 without norms of queries and keys": ("olmo2", without(Attention, "q_norm", "k_norm")),
+    "phi without norms of queries and keys": ("phi-norms", without(Attention, "q_norm", "k_norm")),
     "gemma with plain norms": ("gemma", no_offset),
     "gemma with an embedding as it is": ("gemma", unscaled_embedding),
     "gemma2 without norms after": ("gemma2", without(Block, "attn_post_norm", "mlp_post_norm")),
