@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
 
 from . import dims
+from .collector import uncollected
 from .errors import GradError
 from .op import operand
 from .ops.elementwise import add
@@ -113,6 +114,7 @@ class Adjoint:
         self.uses: list[tuple[Tensor | None, int, Tensor]] = []
 
 
+@uncollected
 def backward(
     ys: Iterable[Tensor],
     wrt: Iterable[Tensor],

@@ -15,6 +15,7 @@ from . import cost as costs
 from .backends import c as c_backend
 from .backends import cpu
 from .backends import numpy as numpy_backend
+from .collector import uncollected
 from .cost import Cost
 from .errors import BackendError, DataError, GradError, GraphError, SizeError, StateError, TensorgraphError
 from .graph import Graph
@@ -132,6 +133,7 @@ def _unflatten(tree: Any, values: Mapping[str, Any]) -> Any:
 class Compiled:
     """A compiled graph. `.source` is the code that runs; `.program` the schedule; `.memory(binding)` the plan."""
 
+    @uncollected
     def __init__(
         self,
         flat: dict[str, Tensor],
@@ -248,6 +250,7 @@ class Compiled:
 
     # -- inspection
     @property
+    @uncollected
     def lowered(self) -> numpy_backend.Lowered:
         if self._lowered is None:
             if self.options.backend == "c":
@@ -377,6 +380,7 @@ class Compiled:
         results = bound.run(self.lowered, P)
         return dict(zip(self.results, results, strict=True))
 
+    @uncollected
     def _bind(self, P: Mapping[str, Any]) -> tuple[Any, dict[str, int], list[str]]:
         names = {
             self.keys[t]: n

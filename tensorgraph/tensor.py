@@ -144,7 +144,20 @@ class Tensor:
     (shape, dtype) pairs; users meet its `pick`s, which are ordinary tensors.
     """
 
-    __slots__ = ("__weakref__", "attrs", "dtype", "inputs", "label", "loc", "op", "scope", "serial", "shape", "specs")
+    __slots__ = (
+        "__weakref__",
+        "age",
+        "attrs",
+        "dtype",
+        "inputs",
+        "label",
+        "loc",
+        "op",
+        "scope",
+        "serial",
+        "shape",
+        "specs",
+    )
     __array_priority__ = 1000.0
 
     op: Op
@@ -156,6 +169,7 @@ class Tensor:
     loc: Loc
     label: str
     serial: int
+    age: int  # when it was made, or that for which a pass put it
     specs: tuple[tuple[Shape, DType], ...] | None
 
     if TYPE_CHECKING:  # what attach_methods puts here from the records, for type checkers
@@ -240,7 +254,8 @@ class Tensor:
         global _serial
         _serial += 1
         self.op, self.inputs, self.attrs, self.shape, self.dtype = op, inputs, attrs, shape, dtype
-        self.scope, self.loc, self.label, self.serial, self.specs = scope, loc, label, _serial, specs
+        self.scope, self.loc, self.label, self.specs = scope, loc, label, specs
+        self.serial = self.age = _serial
 
     # -- what it is
     @property
@@ -678,6 +693,18 @@ def topological(outputs: Iterable[Tensor], stop: Container[Tensor] = ()) -> list
             else:
                 order.append(node)
     return order
+
+
+def reached(outputs: Iterable[Tensor]) -> set[Tensor]:
+    """All nodes that `outputs` depend on."""
+    stack = list(outputs)
+    seen = set(stack)
+    while stack:
+        for t in stack.pop().inputs:
+            if t not in seen:
+                seen.add(t)
+                stack.append(t)
+    return seen
 
 
 def identities(nodes: Iterable[Tensor]) -> dict[Tensor, tuple[str, int, int]]:

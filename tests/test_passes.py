@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cProfile
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -369,3 +371,21 @@ def test_lowering_names_leaves_by_key():
     program = lower({"y": tg.exp(x)}, {x: "state/x"})
     assert list(program.leaves) == ["state/x"]
     assert evaluate(program.buffers[0].size, {}) == 3
+
+
+def test_compiling_a_chain_is_linear_in_its_length():
+    # Counted, not timed: four times the nodes may take no more than four times the calls.
+    def calls(n: int) -> int:
+        y = x = tg.input("x", (3,))
+        for i in range(n):
+            y = tg.tanh(y) if i % 2 else y * 1.01
+        profile = cProfile.Profile()
+        profile.enable()
+        step = tg.compile(tg.grad(y.sum(), x))
+        step(x=np.ones(3, np.float32))
+        profile.disable()
+        return sum(entry.callcount for entry in profile.getstats())
+
+    calls(10)
+    few, many = calls(250), calls(1000)
+    assert many < 4.1 * few

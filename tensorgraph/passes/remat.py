@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ..errors import BackendError
 from ..tensor import PICK, Scope, Tensor, make, scope, topological
 from .program import size_only
-from .rewrite import Outputs, again, age, date, in_order
+from .rewrite import Outputs, again, date, in_order
 
 CHECKPOINT, RECOMPUTED = "checkpoint", "recomputed"
 UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -188,7 +188,7 @@ def _recompute(outputs: Outputs, region: Regions, original: Container[Tensor]) -
         plain = t in original or t in region or t.op.leaf
         inputs = tuple([new[i] if plain else clone(i) for i in t.inputs])
         new[t] = t if inputs == t.inputs else again(t, inputs)
-        date(new[t], age(t)[0])
+        date(new[t], t.age)
     return {k: new[t] for k, t in outputs.items()}, {c: t for t, c in clones.items()}
 
 

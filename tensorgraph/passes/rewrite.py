@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 from .. import dims
 from ..autodiff import expanded
 from ..dims import Dim
 from ..op import REGISTRY
-from ..tensor import PICK, Tensor, _freeze, at, identities, make, topological
+from ..tensor import PICK, Tensor, _freeze, at, identities, make, reached
 
 Outputs = dict[str, Tensor]
 Rule = Callable[[Tensor, tuple[Tensor, ...]], "Tensor | None"]
 
 
-_ages: WeakKeyDictionary[Tensor, int] = WeakKeyDictionary()
-
-
-def age(t: Tensor) -> tuple[int, int]:
-    """When a node was made, or that for which a pass put it: passes change no order, whatever was made before them."""
-    return _ages.get(t, t.serial), t.serial
+# When a node was made, or that for which a pass put it: passes change no order, whatever was made before them.
+age = attrgetter("age", "serial")
 
 
 def date(t: Tensor, when: int) -> None:
@@ -29,14 +25,14 @@ def date(t: Tensor, when: int) -> None:
     stack = [t]
     while stack:
         x = stack.pop()
-        if age(x)[0] > when:
-            _ages[x] = when
+        if x.age > when:
+            x.age = when
             stack += x.inputs
 
 
 def in_order(outputs: Iterable[Tensor]) -> list[Tensor]:
     """All nodes by age: inputs first, and backward nodes as reverse mode met them."""
-    return sorted(topological(outputs), key=age)
+    return sorted(reached(outputs), key=age)
 
 
 def transform(outputs: Outputs, rule: Rule) -> Outputs:
@@ -48,7 +44,7 @@ def transform(outputs: Outputs, rule: Rule) -> Outputs:
         if swap is None:
             swap = t if inputs == t.inputs else again(t, inputs)
         if swap is not t:
-            date(swap, age(t)[0])
+            date(swap, t.age)
         new[t] = swap
     return {k: new[v] for k, v in outputs.items()}
 
@@ -64,8 +60,7 @@ def again(t: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
 def inline(outputs: Outputs, keep: Callable[[Tensor], bool]) -> Outputs:
     """Replace every op that has a definition by it, unless `keep` says that it is computed as it is."""
     while True:
-        nodes = topological(outputs.values())
-        if all(t.op.body is None or keep(t) for t in nodes):
+        if all(t.op.body is None or keep(t) for t in reached(outputs.values())):
             return outputs
         parts: dict[Tensor, Any] = {}
 
@@ -106,7 +101,7 @@ def cse(outputs: Outputs) -> Outputs:
 
 def settle(outputs: Outputs) -> Outputs:
     """Give random and effectful nodes the identities that they have in this graph, which all later passes keep."""
-    own = identities(topological(outputs.values()))
+    own = identities(reached(outputs.values()))
 
     def rule(t: Tensor, inputs: tuple[Tensor, ...]) -> Tensor | None:
         if t not in own or own[t] == t.attrs["identity"]:
