@@ -443,6 +443,31 @@ def test_a_forward_that_fails_or_gives_another_shape_than_declared():
         assert first.startswith("[TG415] the forward of mine (test_gradcheck.py:") and first.endswith(words), first
 
 
+def test_an_op_with_two_results():
+    @tg.op(shape="n -> n, n", outputs=("sin", "cos"))
+    def both(x: tg.Tensor) -> tg.Tensor:
+        """sin x and cos x."""
+
+    x = tg.input("x", (d,), "float64")
+    both.forward(lambda xp, x: (xp.sin(x), xp.cos(x)))
+    sin, cos = both(x)
+    both.vjp(lambda g, y, x: (g[0] * y[1] - g[1] * y[0],))
+    assert tg.check_grads((sin * cos).sum())
+    both.vjp(lambda g, y, x: (g[0] * y[1] + g[1] * y[0],))
+    for result in ((sin * cos).sum(), sin.sum()):
+        assert wrong(tg.check_grads(result)) == {("WRONG VJP", "both", "x")}, "also where that result is not used"
+    both.forward(lambda xp, x: (xp.sin(x),))
+    with pytest.raises(tg.errors.GradError, match=r"gives 1 result, 2 are declared"):
+        tg.check_grads(sin.sum())
+    with pytest.raises(tg.errors.OpError, match="has 2 results, outputs= names 0"):
+        tg.op(shape="n -> n, n")(lambda x: None)
+
+
+def test_no_gradient_to_check_is_said():
+    report = tg.check_grads(tg.input("i", (d,), "int32") + 1)
+    assert report and report.notes == ["no input or parameter is floating: there is no gradient to check"]
+
+
 def test_a_forward_of_less_precision_than_declared():
     x = tg.input("x", (4,), "float64")
     forward = lambda xp, x: xp.exp(x).astype("complex64" if x.dtype.kind == "c" else "float32")  # noqa: E731

@@ -85,6 +85,8 @@ def _check(
     cut, cut_leaves, notes = _without_surrogates(graph, leaves, sizes)
     run = _Run(cut, sizes, cut_leaves, rng, directions, _wanted(graph, wrt))
     run.notes += notes + _literal_sizes(declared) + _held_constant(symbolic)
+    if not any(t.dtype.is_float for t in leaves):
+        run.notes.append("no input or parameter is floating: there is no gradient to check")
     run.check(stages)
     if unroller is not None:
         run.notes.append(f"blocks repeated a symbolic number of times are checked with {RUNS} runs")
@@ -251,10 +253,9 @@ class _Run:
     def _check_kind(self, key: Any, place: Place) -> None:
         t, count, inside, roots = place.node, place.count, place.inside, place.roots
         findings = check_site(Site(t, place.args, self.sizes), self.rng, self.directions)
-        moves = dict(zip(input_names(t), place.moves, strict=True))
-        findings = [
-            f for f in findings if moves[f.input] or f.verdict in (PASS, WRONG_VJP)
-        ]  # a constant's kink is none
+        if findings:  # of a constant, neither kink nor infinity matters
+            moves = dict(zip(input_names(t), place.moves, strict=True))
+            findings = [f for f in findings if moves[f.input] or f.verdict in (PASS, WRONG_VJP)]
         if not findings:
             return
         bad = [f for f in findings if f.verdict not in (PASS, KINK)]

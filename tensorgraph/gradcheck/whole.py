@@ -36,7 +36,7 @@ def compute_all(order: Sequence[Tensor], have: Values, sizes: Mapping[str, int])
 def compute_own(t: Tensor, args: Sequence[Any], sizes: Mapping[str, int]) -> Any:
     """A user's op, from copies of its inputs.
 
-    Raises GradError[TG415] if it fails, or gives another shape than it declares.
+    Raises GradError[TG415] if it fails, or gives other shapes or another number of results than it declares.
     """
     where = f" ({t.where})" if t.where else ""
     try:
@@ -48,7 +48,10 @@ def compute_own(t: Tensor, args: Sequence[Any], sizes: Mapping[str, int]) -> Any
         given = ", ".join(f"{n} {value_range(a)}" for n, a in zip(input_names(t), args, strict=True))
         text = f"the forward of {t.op.name}{where} fails in float64: {type(why).__name__}: {why}"
         raise GradError("TG415", text, notes=[f"inputs: {given}"] if given else []) from why
-    parts = zip(y, [shape for shape, _ in t.specs], strict=False) if t.specs is not None else [(y, t.shape)]
+    if t.specs is not None and len(y) != len(t.specs):
+        text = f"the forward of {t.op.name}{where} gives {len(y)} result{'s' * (len(y) != 1)}"
+        raise GradError("TG415", f"{text}, {len(t.specs)} are declared")
+    parts = zip(y, [shape for shape, _ in t.specs], strict=True) if t.specs is not None else [(y, t.shape)]
     for i, (part, shape) in enumerate(parts):
         want = bound(shape, sizes)
         if np.shape(part) != want:
