@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 USUAL = {"B": 1, "T": 128}
+AHEAD = 24  # positions after the context, at most, that are decoded in turn
 
 
 def limits() -> dict[str, float]:
@@ -183,7 +184,8 @@ def decode(
         net = Net(module, target.config, backend=backend, weights=weights).init(0)
     longest = net.model.plan.longest
     context = min(context, longest // 2) if longest is not None else context
-    session = Session(net, 1, capacity=2 * context)
+    ahead = AHEAD if longest is None else min(AHEAD, longest - context)
+    session = Session(net, 1, capacity=context + ahead)
     begin = time.perf_counter()
     logits = session.feed(np.zeros((1, context), np.int32))
     prefill = time.perf_counter() - begin
@@ -191,7 +193,7 @@ def decode(
 
     def once() -> None:
         nonlocal token
-        session.position = context + (session.position - context) % (context // 2)  # the cache's length stays alike
+        session.position = context + (session.position - context) % ahead
         token = session.feed(token).argmax(-1)[:, None].astype(np.int32)
 
     begin = time.perf_counter()

@@ -200,7 +200,7 @@ def decode(name: str, backend: str = "auto", kind: str = "float32", context: int
         net = Net(tg.models.build(config), config, gpt2_names(weights(c)), backend=backend, weights=kind)
     else:
         net = tg.models.from_pretrained(name.partition(":")[2], backend=backend, weights=kind)
-    session = Session(net, 1, capacity=2 * context)
+    session = Session(net, 1, capacity=context + 24)
     token = session.feed(np.full((1, context), 5, np.int32)).argmax(-1)[:, None].astype(np.int32)
 
     def one() -> None:
