@@ -26,6 +26,8 @@ from tensorgraph.visualize import engine as layout
 from tensorgraph.visualize.dot import to_dot
 from tensorgraph.visualize.escape import clean, latex_text, safe_link, shorten
 from tensorgraph.visualize.mermaid import to_mermaid
+from tensorgraph.visualize.pdf import characters
+from tensorgraph.visualize.printable import printable
 from tensorgraph.visualize.shapes import Words, read_svg
 from tensorgraph.visualize.terminal import to_text
 from tensorgraph.visualize.theme import colour_of, contrast, rgb, style_of
@@ -513,8 +515,7 @@ def test_pdf_is_one_page_whose_text_can_be_read(name: str) -> None:
     words = [s for s in read_svg(picture.svg, 14_400).shapes if isinstance(s, Words)]
     assert len(words) == sum(bool((t.text or "").strip()) for t in ET.fromstring(picture.svg).iter(f"{SVG}text"))
     for word in words:
-        drawn = "".join(c if unprinted(c) is None else "\ufffd" for c in word.text)
-        assert SPACES.sub("", drawn) in seen, word.text
+        assert SPACES.sub("", spelled(word.text)) in seen, word.text
     for font in page["/Resources"]["/Font"].values():
         assert "/FontFile2" in font.get_object()["/FontDescriptor"].get_object()
     actions = [a.get_object()["/A"] for a in page.get("/Annots", ())]
@@ -523,9 +524,25 @@ def test_pdf_is_one_page_whose_text_can_be_read(name: str) -> None:
     assert not {"/OpenAction", "/AA", "/Names"} & set(file.trailer["/Root"])
 
 
-def unprinted(c: str) -> str | None:
-    """The character if it is of a script that the fonts in a PDF lack."""
-    return c if ord(c) > 0x2E7F else None
+def spelled(text: str) -> str:
+    """The text with characters of scripts that PNG and PDF lack as their codes."""
+    return "".join(c if ord(c) <= 0x2E7F else f"U+{ord(c):04X}" for c in text)
+
+
+def test_what_a_font_lacks_is_given_as_its_code() -> None:
+    """SVG keeps every script; PDF and PNG, which bring a font, say which character it is, in boxes made for that."""
+    view = View("日本", (Box("a", "重み 😀", "weight", weights=(Weight("أوزان", "d", "1 M"),)), Box("b", "Größe ∂")))
+    picture = Picture(view, engine="graphviz-pure")
+    assert "重み 😀" in picture.svg and "أوزان" in picture.svg
+    (page,) = pypdf.PdfReader(io.BytesIO(picture.pdf)).pages
+    text = SPACES.sub("", page.extract_text())
+    for said in ("U+65E5U+672C", "U+91CDU+307FU+1F600", "U+0623U+0648U+0632U+0627U+0646", "Größe∂"):
+        assert said in text and (said in SPACES.sub("", picture.tikz) or "∂" in said)
+    assert picture.png != Picture(dataclasses.replace(view, boxes=view.boxes[1:]), engine="graphviz-pure").png
+    geometry = Geometry(printable(view, characters()), False)
+    assert all(inside(text, geometry.boxes[name]) for name, texts in geometry.labels.items() for text in texts)
+    plain = gpt2()
+    assert printable(plain, characters()) is plain
 
 
 def test_pdf_keeps_words_where_the_svg_has_them() -> None:

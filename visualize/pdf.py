@@ -13,17 +13,16 @@ from tensorgraph.visualize.theme import rgb
 
 LONGEST = 14_400.0  # points: no page is longer. Source: ISO 32000-1, annex C.2
 _FONTS = ("Arimo-Regular", "Arimo-Bold")  # of Helvetica's widths, by which Graphviz lays out
-_LACKING = "\ufffd"  # for what Arimo lacks, scripts beyond Latin, Greek and Cyrillic: all that is drawn is in the file
 
 
 def to_pdf(svg: str, title: str, subject: str = "") -> bytes:
-    """The PDF of an SVG that `Picture.svg` made. Raises GraphError [TG394] where ReportLab is missing."""
+    """The PDF of an SVG of a view in `characters`. Raises GraphError [TG394] where ReportLab is missing."""
     try:
         from reportlab.pdfgen.canvas import Canvas
     except ImportError as error:
         raise GraphError("TG394", "PDF needs ReportLab", hint="pip install reportlab; .svg works without it") from error
     drawing = read_svg(svg, LONGEST)
-    faces = _faces()
+    characters()
     out = io.BytesIO()
     page = Canvas(out, (drawing.width, drawing.height), invariant=1, initialFontName=_FONTS[0])
     page.setTitle(title)
@@ -34,25 +33,25 @@ def to_pdf(svg: str, title: str, subject: str = "") -> bytes:
         if isinstance(shape, Outline):
             _outline(page, shape, drawing.height)
         else:
-            _words(page, shape, drawing.height, faces)
+            _words(page, shape, drawing.height)
     page.showPage()
     page.save()
     return out.getvalue()
 
 
 @functools.cache
-def _faces() -> dict[str, frozenset[int]]:
-    """The fonts, registered once, and the characters that each has."""
+def characters() -> frozenset[int]:
+    """The code points that the fonts have, which are registered once: Latin, Greek, Cyrillic, symbols."""
     from reportlab.pdfbase.pdfmetrics import registerFont
     from reportlab.pdfbase.ttfonts import TTFont
 
-    found = {}
+    found = []
     for name in _FONTS:
         data = resources.files("tensorgraph.visualize").joinpath("fonts", f"{name}.ttf").read_bytes()
         font = TTFont(name, io.BytesIO(data))
         registerFont(font)
-        found[name] = frozenset(font.face.charToGlyph)
-    return found
+        found.append(frozenset(font.face.charToGlyph))
+    return frozenset.intersection(*found)
 
 
 def _outline(page: Any, shape: Outline, height: float) -> None:
@@ -79,13 +78,11 @@ def _outline(page: Any, shape: Outline, height: float) -> None:
         page.linkURL(shape.link, (min(xs), min(ys), max(xs), max(ys)), relative=0, thickness=0)
 
 
-def _words(page: Any, words: Words, height: float, faces: dict[str, frozenset[int]]) -> None:
-    font = _FONTS[words.bold]
-    text = "".join(c if ord(c) in faces[font] else _LACKING for c in words.text)
+def _words(page: Any, words: Words, height: float) -> None:
     page.setFillColorRGB(*_parts(words.colour))
-    page.setFont(font, words.size)
+    page.setFont(_FONTS[words.bold], words.size)
     draw = page.drawCentredString if words.anchor == "middle" else page.drawString
-    draw(words.x, height - words.y, text)
+    draw(words.x, height - words.y, words.text.replace("\u200b", ""))
 
 
 def _parts(colour: str) -> tuple[float, float, float]:
@@ -93,4 +90,4 @@ def _parts(colour: str) -> tuple[float, float, float]:
     return r / 255, g / 255, b / 255
 
 
-__all__ = ["to_pdf"]
+__all__ = ["characters", "to_pdf"]

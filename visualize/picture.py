@@ -15,7 +15,8 @@ from tensorgraph.visualize.dot import GAP, box_width, titles, to_dot
 from tensorgraph.visualize.escape import clean
 from tensorgraph.visualize.files import write
 from tensorgraph.visualize.mermaid import to_mermaid
-from tensorgraph.visualize.pdf import to_pdf
+from tensorgraph.visualize.pdf import characters, to_pdf
+from tensorgraph.visualize.printable import printable
 from tensorgraph.visualize.rows import Rows, broken
 from tensorgraph.visualize.stack import laid_out
 from tensorgraph.visualize.terminal import to_text
@@ -72,6 +73,12 @@ class Picture:
         return graphviz.finish_svg(raw, clean(self.view.title), titles(self.rows.view))
 
     @cached_property
+    def _printable(self) -> Picture:
+        """The picture in characters that PNG and PDF have."""
+        view = printable(self.view, characters())
+        return self if view is self.view else Picture(view, theme=self.theme, shapes=self.shapes, engine=self.engine)
+
+    @cached_property
     def layout(self) -> bytes:
         """Graphviz's JSON: where all is; raises as `svg` does."""
         return self._drawn("json")
@@ -82,19 +89,19 @@ class Picture:
     @cached_property
     def png(self) -> bytes:
         """PNG bytes at twice the size on screen, less for a picture over 16,000 pixels long; raises as `svg` does."""
-        width, height = graphviz.svg_size(self.svg)
+        width, height = graphviz.svg_size(self._printable.svg)
         dpi = min(96 * _SCALE, 72 * _LONGEST / max(width, height, 1))
-        return self._drawn("png", dpi)
+        return self._printable._drawn("png", dpi)
 
     @cached_property
     def pdf(self) -> bytes:
         """PDF bytes: vectors, text that can be selected, the fonts inside. Raises as `svg` does, and [TG394]."""
-        return to_pdf(self.svg, clean(self.view.title), clean(self.view.legend))
+        return to_pdf(self._printable.svg, clean(self.view.title), clean(self.view.legend))
 
     @cached_property
     def tikz(self) -> str:
         """A LaTeX document that draws the picture with TikZ; raises as `svg` does."""
-        return to_tikz(self.svg)
+        return to_tikz(self._printable.svg)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the picture in the format of the suffix, at once or not at all; the path written.

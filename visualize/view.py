@@ -33,6 +33,11 @@ class Weight:
     tied_to: str | None = None
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """All that is shown of it."""
+        return self.name, self.shape, self.counted
+
+    @property
     def counted(self) -> str:
         """The count, or for a tied weight whose it is: nothing is counted twice."""
         return self.count if self.tied_to is None else f"tied = {self.tied_to} · 0 new"
