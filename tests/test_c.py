@@ -6,6 +6,7 @@ import functools
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -367,3 +368,42 @@ def test_any_number_of_threads_gives_the_same_bits(mode):
         return done.stdout
 
     assert len({digest(n) for n in (1, 2, 3, 3)}) == 1
+
+
+def softmaxes(seed):
+    """A function with row buffers in scratch, cut into many parts; an input and what comes out of it."""
+    x = tg.input("x", (tg.dim("rows"), 700))
+    f = tg.compile([tg.softmax(tg.tanh(x) * float(seed + 1)), tg.tanh(x).sum(0)], backend="c")
+    a = np.random.default_rng(seed).standard_normal((150, 700)).astype("float32")
+    return f, a, f(x=a)
+
+
+def test_calls_from_several_threads_at_once(monkeypatch):
+    monkeypatch.setenv("TENSORGRAPH_THREADS", "2")
+    made = [softmaxes(i) for i in range(4)]
+    wrong = []
+
+    def call(i):
+        f, a, want = made[i]
+        for _ in range(60):
+            if not all(np.array_equal(x, y) for x, y in zip(f(x=a), want, strict=True)):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_makes_threads_of_its_own(monkeypatch):
+    monkeypatch.setenv("TENSORGRAPH_THREADS", "2")
+    f, a, want = softmaxes(0)
+    child = os.fork()
+    if not child:
+        same = all(np.array_equal(x, y) for x, y in zip(f(x=a), want, strict=True))
+        os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0

@@ -72,9 +72,9 @@ class Kernels:
         f = self._function([OPEN, *["    " + x for x in body], "}"])
         return [f"{{ void *const a[] = {{{', '.join(args)}}}; {f}(c, a, 0, 1, 0, c->w); }}"]
 
-    def _nest(self, shape: Sequence[Dim], body: str) -> str:
-        """Loops over a shape, indices i0, i1, ..."""
-        loops = [f"for (int64_t i{n} = 0; i{n} < {self.size(d)}; i{n}++)" for n, d in enumerate(shape)]
+    def _nest(self, shape: Sequence[Dim], body: str, first: int = 0) -> str:
+        """Loops over a shape from axis `first` on, indices i0, i1, ..."""
+        loops = [f"for (int64_t i{n} = 0; i{n} < {self.size(shape[n])}; i{n}++)" for n in range(first, len(shape))]
         return " ".join([*loops, body])
 
     def _index(self, strides: Sequence[Dim]) -> str:
@@ -226,12 +226,22 @@ class Kernels:
         y = f"y[{self._index([0 if i in axes else next(kept) for i in range(len(x.shape))])}]"
         start = cgen.start(name, out.dtype)
         inner = f"{{ const {t} u = x[{self._index(at.strides)}]; {cgen.merge(name, y, 'u', out.dtype)} }}"
+        lead = min(axes)  # axes kept before the first that is summed up: they are dealt out
+        outer, each = (
+            x.shape[:lead],
+            self.size(dims.size([d for i, d in enumerate(x.shape) if i > lead and i not in axes])),
+        )
+        steps = zip(range(lead), row_major(outer), outer, strict=True)
         body = [
             f"const {t} *const x = a[0]; {t} *const y = a[1];",
-            f"for (int64_t i = 0; i < {self.size(dims.size(out.shape))}; i++) y[i] = {start};",
-            self._nest(x.shape, inner),
+            "for (int64_t r = lo; r < hi; r++) {",
+            *(f"    const int64_t i{n} = r / {self.size(s)} % {self.size(d)};" for n, s, d in steps),
+            f"    for (int64_t i = 0; i < {each}; i++) y[r * {each} + i] = {start};",
+            "    " + self._nest(x.shape, inner, lead),
+            "}",
         ]
-        return self._once([a, self.pointer(out)], body)
+        elements = " * ".join(self.size(d) for d in x.shape)
+        return self._parallel([a, self.pointer(out)], body, self.size(dims.size(outer)), elements)
 
     def _argmax(self, piece: Piece, step: Step) -> list[str] | None:
         """The first NaN, or else the first of the largest, as in NumPy."""
