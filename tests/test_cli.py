@@ -28,7 +28,7 @@ from tensorgraph.models import presets
 from tensorgraph.models.train import fresh
 from tensorgraph.visualize.picture import SUFFIXES
 
-COMMANDS = ("demo", "list", "params", "where", "show", "check", "cost", "draw", "generate", "train", "bench")
+COMMANDS = ("demo", "list", "params", "where", "show", "check", "cost", "draw", "generate", "train", "bench", "digits")
 PYTHON = [sys.executable, "-m", "tensorgraph"]
 
 

@@ -15,11 +15,11 @@ STYLE = """
   .title { font-size: 15px; font-weight: bold }
   .page { fill: #ffffff } .grid { stroke: #d9dde4 } .axis { stroke: #6b7280 }
   .line { fill: none; stroke-width: 2.2; stroke-linejoin: round }
-  .c0 { stroke: #2d6a4f } .c1 { stroke: #b45309 } .c2 { stroke: #7d3f98 }
+  .c0 { stroke: #2d6a4f } .c1 { stroke: #b45309 } .c2 { stroke: #7d3f98 } .c3 { stroke: #1d4ed8 }
   .level { stroke: #6b7280; stroke-dasharray: 6 4; stroke-width: 1.5 }
   @media (prefers-color-scheme: dark) {
     text { fill: #e6edf3 } .page { fill: #0d1117 } .grid { stroke: #2a313c } .axis, .level { stroke: #8b949e }
-    .c0 { stroke: #74c69d } .c1 { stroke: #f2a01e } .c2 { stroke: #d4a3ea }
+    .c0 { stroke: #74c69d } .c1 { stroke: #f2a01e } .c2 { stroke: #d4a3ea } .c3 { stroke: #8ab4ff }
   }
 """
 
@@ -31,8 +31,12 @@ def curve(
     *,
     x: str = "step",
     y: str = "",
+    places: int = 3,
 ) -> str:
-    """SVG text of up to three named `lines` of points and of `levels`, dashed; what is not finite is left out."""
+    """SVG text of up to four named `lines` of points and of `levels`, dashed; what is not finite is left out.
+
+    The legend gives the last number of each, with so many decimal `places`.
+    """
     shown = {n: [p for p in points if math.isfinite(p[0]) and math.isfinite(p[1])] for n, points in lines.items()}
     levels = {n: v for n, v in (levels or {}).items() if math.isfinite(v)}
     xs = [p[0] for points in shown.values() for p in points] or [0.0]
@@ -62,23 +66,34 @@ def curve(
     out.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>')
     out.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 12}" text-anchor="end">{html.escape(clean(x))}</text>')
     out.append(f'<text x="{LEFT}" y="{HEIGHT - 12}">{html.escape(clean(y))}</text>')
-    row = 0
+    drawn = [(px(a), py(b)) for points in shown.values() for a, b in points]
+    at = free(drawn, [py(v) for v in levels.values()], 20 * (len(shown) + len(levels)))
 
     def legend(name: str, cls: str) -> None:
-        nonlocal row
-        at = TOP + 16 + 20 * row
-        row += 1
+        nonlocal at
+        at += 20
         out.append(f'<line class="{cls}" x1="{WIDTH - 250}" x2="{WIDTH - 222}" y1="{at - 4}" y2="{at - 4}"/>')
         out.append(f'<text x="{WIDTH - 214}" y="{at}">{html.escape(clean(name))}</text>')
 
     for i, (name, points) in enumerate(shown.items()):
         path = " ".join(f"{px(a)},{py(b)}" for a, b in points)
-        out.append(f'<polyline class="line c{i % 3}" points="{path}"/>')
-        legend(f"{name}: {points[-1][1]:.3f}" if points else name, f"line c{i % 3}")
+        out.append(f'<polyline class="line c{i % 4}" points="{path}"/>')
+        legend(f"{name}: {points[-1][1]:.{places}f}" if points else name, f"line c{i % 4}")
     for name, v in levels.items():
         out.append(f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(v)}" y2="{py(v)}"/>')
-        legend(f"{name}: {v:.3f}", "level")
+        legend(f"{name}: {v:.{places}f}", "level")
     return "\n".join([*out, "</svg>", ""])
+
+
+def free(drawn: Sequence[tuple[float, float]], levels: Sequence[float], height: float) -> float:
+    """Where the legend, `height` high, begins on the right: at the top, or where the fewest things lie behind it."""
+
+    def behind(top: float) -> int:
+        inside = [y for x, y in drawn if x > WIDTH - 270]
+        return sum(top - 4 < y < top + height + 12 for y in (*inside, *levels))
+
+    places = [TOP - 4 + i * (HEIGHT - TOP - BOTTOM - height - 8) / 4 for i in range(5)]
+    return min(places, key=behind)
 
 
 def ticks(low: float, high: float, about: int = 6) -> list[float]:

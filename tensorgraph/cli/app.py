@@ -423,3 +423,23 @@ def bench(
     )
     if as_json:
         print_json(found)
+
+
+@app.command(epilog="Example: tensorgraph digits --out out/digits")
+def digits(
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the checkpoint, its curves and a picture of answers.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the first values and of the batches.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a small model that sees, from nothing: handwritten digits, questions in words.
+
+    LLaVA's recipe: encoder and language model by themselves, then the bridge between them, then all. Takes minutes, and
+    scikit-learn. What lies in --out afterwards is a checkpoint in LLaVA's format.
+    """
+    from .digits import run
+
+    done = run(console(stderr=as_json), out, seed)
+    if as_json:
+        print_json(done)

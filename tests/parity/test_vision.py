@@ -13,7 +13,7 @@ pytest.importorskip("transformers", reason="the reference needs transformers: ma
 from safetensors.torch import load_file, save_file
 
 from tensorgraph.errors import DataError
-from tensorgraph.models import from_pretrained
+from tensorgraph.models import Net, digits, from_pretrained, llava
 
 from . import reference as R
 from .configs_vision import LEFT, VISION, arrays_of
@@ -110,3 +110,15 @@ def test_greedy_tokens(name, generating):
         arrays.pop("attention_mask", None)
     ref = R.generate(generating.model(name), **arrays, max_new_tokens=7)
     np.testing.assert_array_equal(generating.net(name, "float64").generate(**arrays, max_new_tokens=7), ref)
+
+
+def test_the_digits_checkpoint_is_llavas(tmp_path):
+    net = Net(llava.build(digits.CONFIG), digits.CONFIG, tokenizer=digits.tokenizer()).init(1)
+    net.save_pretrained(tmp_path)
+    words = net.tokenizer.encode("which digit is on the left")
+    ids = [digits.IMAGE] * digits.PATCHES + words
+    arrays = {"input_ids": np.array([ids] * 2), "pixel_values": np.random.default_rng(0).random((2, 1, 20, 20))}
+    model, ours = R.load(tmp_path, "AutoModelForImageTextToText"), from_pretrained(tmp_path, dtype="float64")
+    R.assert_same(R.run(model, arrays, gradients=False).outputs, ours(**arrays), 1e-9, gradients=False)
+    ref = R.generate(model, **arrays, max_new_tokens=4)
+    np.testing.assert_array_equal(ours.generate(**arrays, max_new_tokens=4), ref)
