@@ -706,6 +706,31 @@ def test_everything_shows_itself_in_a_notebook_without_any_program(monkeypatch: 
     assert Graph(y)._repr_mimebundle_()["text/plain"] == str(Graph(y))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the kernel's own libraries
+def test_an_executed_notebook_holds_what_its_cells_show(tmp_path: Path) -> None:
+    """Oracle: Jupyter's own kernel. No program is on the path, so none can be called to show something."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    cells = [
+        "import os; os.environ['PATH'] = ''; import tensorgraph as tg; from tensorgraph.models import build\n"
+        "from tensorgraph.visualize import draw, ledger; m = build('gpt2')\n"
+        "x = tg.input('x', (2, 3)); y = tg.tanh(x).sum()",
+        "y", "tg.Graph(y)", "m", "ledger(m, m.binding)", "tg.check_grads(y)", "draw(m)", "tg.nn.Linear(3, 4)",
+    ]  # fmt: skip
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    nbclient.NotebookClient(
+        book, timeout=60, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    shown = {c.source: set(c.outputs[0].data) for c in book.cells[1:]}
+    for name in ("y", "tg.Graph(y)", "m", "draw(m)"):
+        assert shown[name] >= {"text/plain", "text/vnd.mermaid"}, name
+    for name in ("ledger(m, m.binding)", "tg.nn.Linear(3, 4)"):
+        assert shown[name] >= {"text/plain", "text/html"}, name
+    report = next(c for c in book.cells if c.source == "tg.check_grads(y)").outputs[0].data["text/plain"]
+    assert report.startswith("gradients of graph are right") and "PASS" in report
+
+
 def test_what_is_too_large_or_broken_shows_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
     y = tg.input("x", (3,))
     for i in range(20_001):
