@@ -233,12 +233,16 @@ def _hand_back(done: dict[Tensor, Tensor], node: Tensor, g: Tensor) -> dict[Tens
 
 
 def _collect_outputs(node: Tensor, parts: list[tuple[int, Tensor]]) -> tuple[Tensor | None, ...]:
+    """One cotangent per result: zeros for a floating one that is not used, None for one that is not floating."""
     assert node.specs is not None
     out: list[Tensor | None] = [None] * len(node.specs)
     for i, g in parts:
         have = out[i]
         out[i] = g if have is None else add(have, g)
-    return tuple(out)
+    return tuple(
+        full(shape, 0.0, kind) if g is None and kind.is_float else g
+        for g, (shape, kind) in zip(out, node.specs, strict=True)
+    )
 
 
 def _fit(g: Tensor, x: Tensor, node: Tensor) -> Tensor:
