@@ -45,6 +45,14 @@ def target_of(name: str, mode: str | None = None) -> Target:
     return open_target(name).train(mode)
 
 
+DARK = ROOT / "visualize" / "examples" / "gpt2-dark.svg"  # the README's first picture, for readers of dark pages
+
+
+def dark() -> Picture:
+    """The README's first picture on a dark page."""
+    return Picture(picture("gpt2").view, theme="dark", engine="graphviz-pure")
+
+
 def picture(name: str, mode: str | None = None) -> Picture:
     """The flowchart of a preset, with the same bytes on every machine."""
     drawn = draw(target_of(name, mode), where=False, mode=mode or "")  # a page that is kept follows no lines of code
@@ -95,6 +103,7 @@ def main() -> int:
         parts.append(section(drawn, *figure))
     for old in sorted({p.name for p in FOLDER.iterdir()} - {file(*f) for f in figures()}):
         (FOLDER / old).unlink()
+    dark().save(DARK)
     PAGE.write_text("\n".join([HEAD, *parts]), encoding="utf-8")
     return 0
 

@@ -35,6 +35,10 @@ def test_nothing_in_the_gallery_is_stale(figure: tuple[str, str | None], page: s
     assert (gallery.FOLDER / gallery.file(*figure)).read_text(encoding="utf-8") == drawn.svg, STALE
 
 
+def test_the_first_picture_suits_dark_pages() -> None:
+    assert gallery.DARK.read_text(encoding="utf-8") == gallery.dark().svg, STALE
+
+
 def test_github_can_read_the_page(page: str) -> None:
     """Oracles: Mermaid's grammar, an XML parser; and no path or line of code of the machine that drew it."""
     charts = re.findall("```mermaid\n(.*?)```", page, re.DOTALL)
