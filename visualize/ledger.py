@@ -197,7 +197,9 @@ class Ledger:
             rows.append(("buffer", b.name, self.sizes(b), self.shape(b), *("",) * 2, "0", "", b.dtype.short, "0", "",
                          b.reading or "computed", ", ".join(b.used[:3])))  # fmt: skip
         whole, trained = self.total, self.trainable
-        sums = [(f"total {c}", d) for c, d in self.components.items()] + [("total", whole), ("trained", trained)]
+        sums = [(f"total {c}", d) for c, d in self.components.items()]
+        sums += [(f"each of {name}", size) for name, _, size in self.blocks()]
+        sums += [("total", whole), ("trained", trained)]
         if not _same(whole, trained):
             sums.append(("frozen", self.frozen))
         if not _same(whole, self.active):
