@@ -1,10 +1,11 @@
 """Gradient checkers on the same functions, side by side in one run: ours, torch's `gradcheck`, JAX's `check_grads`.
 
-    python tests/benchmarks/gradcheck_peers.py [--quick]
+    python tests/benchmarks/gradcheck_peers.py [--quick] [--write]
 
-(needs torch and jax) prints Markdown, then JSON: the CPU time of a check, the tightest tolerance that right gradients
-pass (`floor`), and what each says of planted bugs. Every function is written once, for three frameworks; values are
-the same; checkers run with their defaults, in float64 unless the bug is one of float32, on one thread.
+(needs torch and jax) prints Markdown (`--write`: into the README), then JSON: the CPU time of a check, the tightest
+tolerance that right gradients pass (`floor`), and what each says of planted bugs. Every function is written once, for
+three frameworks; values are the same; checkers run with their defaults, in float64 unless the bug is one of float32,
+on one thread.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -36,6 +38,7 @@ torch.set_num_threads(1)
 Arrays = dict[str, Any]
 DEEP = {"L": 12, "d": 4, "H": 1, "T": 6, "V": 8, "B": 1, "f": 8, "affine": False, "bias": False}
 LONG = 2.0  # seconds
+MARK = "<!-- gradcheck_peers.py -->"
 
 
 # ------------------------------------------------------------------------------- ops that carry planted rules
@@ -544,6 +547,7 @@ def verdict(plant: Plant, check: Callable[[Plant], tuple[bool, str]]) -> dict[st
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one round, without the deep model")
+    parser.add_argument("--write", action="store_true", help="put the table into the README")
     options = parser.parse_args()
     rounds, budget = (1, 0.0) if options.quick else (5, 0.5)
     right = {
@@ -564,6 +568,8 @@ def main() -> int:
         result["bugs"][plant.name] = {name: verdict(plant, check) for name, check in CHECKERS.items()}
     result["versions"] = {"tensorgraph": tg.__version__, "torch": torch.__version__, "jax": jax.__version__}
     print(markdown(result))
+    if options.write:
+        write(markdown(result))
     print(json.dumps(result, indent=2, ensure_ascii=False, default=float))
     return 0
 
@@ -572,13 +578,25 @@ def markdown(result: dict[str, Any]) -> str:
     names = list(CHECKERS)
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for row in result["functions"].values():
-        cells = " | ".join(f"{row['ms'][n]:,.3g} ms{'' if row['passes'][n] else ', false alarm'}" for n in names)
+        times = (f"{t:,.0f}" if t >= 100 else f"{t:.3g}" for t in (row["ms"][n] for n in names))
+        cells = " | ".join(
+            f"{t} ms{'' if row['passes'][n] else ', false alarm'}" for t, n in zip(times, names, strict=True)
+        )
         lines.append(f"| {row['name']} ({row['values']:,} values): time | {cells} |")
         if "floor" in row:
             lines.append("| error floor | " + " | ".join(f"{row['floor'][n]:.0e}" for n in names) + " |")
     for bug, says in result["bugs"].items():
         lines.append(f"| {bug} | " + " | ".join(says[n]["verdict"] for n in names) + " |")
     return "\n".join(lines)
+
+
+def write(table: str, readme: Path = Path(__file__).parents[2] / "README.md") -> None:
+    """Replace what stands between the README's marks."""
+    before, mark, rest = readme.read_text(encoding="utf-8").partition(MARK)
+    _, end, after = rest.partition(MARK)
+    if not end:
+        raise SystemExit(f"{readme} has no two lines {MARK}")
+    readme.write_text(f"{before}{mark}\n{table}\n{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
