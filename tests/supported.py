@@ -17,7 +17,7 @@ from tensorgraph.models import ARCHITECTURES, presets
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- architectures: python tests/supported.py -->\n", "<!-- /architectures -->\n"
 # Files by others that the parity suite opens too.
-REAL = {"LlamaForCausalLM": "SmolLM2-135M", "BertModel": "all-MiniLM-L6-v2"}
+REAL = {"LlamaForCausalLM": "SmolLM2-135M", "BertModel": "all-MiniLM-L6-v2", "ViTModel": "ViT-S/14 (DINOv2)"}
 OURS = ("MiniForCausalLM",)  # no class of transformers
 
 
