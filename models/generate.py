@@ -18,7 +18,7 @@ from tensorgraph.tensor import Tensor
 
 from . import packed
 from .decoder import Decoder
-from .model import Spec, array_of, zero_or_one
+from .model import Spec, array_of, used, zero_or_one
 from .parts import Cache
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Session:
         values = self.net.values()
         if self._weights is not None:
             values = self._weights.values(values)
-        found = self._step({**values, **self._cache}, **arrays, **self._images, position=position)
+        found = self._step({**values, **self._cache}, **used(self._step, arrays), **self._images, position=position)
         if self.position == 0 and self._images:
             self._look_back(found, T)
         self.position += T

@@ -123,6 +123,11 @@ def zero_or_one(name: str, mask: Array) -> Array:
     return (mask != 0).astype(np.int32)
 
 
+def used(step: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays that a compiled graph reads: what it returns need not depend on all inputs."""
+    return {name: array for name, array in arrays.items() if name in step.graph.inputs}
+
+
 def ids(*names: str) -> dict[str, Spec]:
     """Specs of inputs of whole numbers [B, T]."""
     return {name: (dims("B T"), "int32") for name in names}
@@ -140,4 +145,4 @@ def under(ours: str, theirs: str, names: Iterable[tuple[str, str]]) -> tuple[tup
     return tuple((ours + a, theirs + b) for a, b in names)
 
 
-__all__ = ["Model", "Spec", "array_of", "belongs", "float_dtype", "ids", "under", "zero_or_one"]
+__all__ = ["Model", "Spec", "array_of", "belongs", "float_dtype", "ids", "under", "used", "zero_or_one"]

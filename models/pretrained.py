@@ -27,7 +27,7 @@ from . import architecture, gguf, lora, modes, packed, presets, stacked
 from . import generate as generation
 from .architecture import Architecture
 from .differences import Difference, summary
-from .model import Model, array_of, float_dtype, zero_or_one
+from .model import Model, array_of, float_dtype, used, zero_or_one
 from .tokenizer import FILE as TOKENIZER
 from .tokenizer import Tokenizer
 
@@ -335,11 +335,6 @@ class Net:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return {**self.model._repr_mimebundle_(include, exclude), "text/plain": repr(self)}
-
-
-def used(step: Any, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """The arrays that a compiled graph reads: what it returns need not depend on all inputs."""
-    return {name: array for name, array in arrays.items() if name in step.graph.inputs}
 
 
 def _write(path: Path, text: str) -> None:

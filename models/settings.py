@@ -104,7 +104,8 @@ FIELDS: dict[str, Kind] = {
 # Fields of rope_parameters and rope_scaling.
 ROTATION: dict[str, Kind] = {
     **_of(POSITIVE, "rope_theta factor low_freq_factor high_freq_factor max_position_embeddings"),
-    **_of(POSITIVE, "original_max_position_embeddings attention_factor beta_fast beta_slow mscale mscale_all_dim"),
+    **_of(POSITIVE, "original_max_position_embeddings attention_factor beta_fast beta_slow"),
+    **_of(NUMBER, "mscale mscale_all_dim"),  # 0: as if absent
     **_of(NUMBERS, "short_factor long_factor"),
     **_of(SHARE, "partial_rotary_factor"),
     **_of(FLAG, "truncate"),

@@ -128,6 +128,8 @@ FAMILIES |= {
     "smollm3-window": family(
         "SmolLM3ForCausalLM", 117, PHI3, **FOUR_LAYERS, use_sliding_window=True, no_rope_layers=[1, 0, 0, 1]
     ),
+    # No layer turns anything: positions are no input of the graph that generates.
+    "smollm3-unrotated": family("SmolLM3ForCausalLM", 119, PHI3, ("plain",), no_rope_layers=[0, 0]),
     "smollm3-untied": family(
         "SmolLM3ForCausalLM", 118, PHI3, tie_word_embeddings=False, attention_bias=True, mlp_bias=True, pad_token_id=3
     ),
