@@ -52,8 +52,8 @@ def compile(
     `donate`: {output: input} pairs; that input's array is overwritten with the output, in place where possible.
     `debug="nonfinite"`: the first node that produces nan or inf is an error. `trace`: a folder for each pass.
     `backend`: "auto" is generated C for a training step where a compiler is found, and NumPy otherwise.
-    `strict`: generated C takes exp and tanh of float32 from libm, and small products round twice per element; else they
-    are polynomials and fused. Both give the same bits from run to run, for any number of threads.
+    `strict`: generated C takes exp, tanh and erf of float32 from libm, and small products round twice per element; else
+    they are polynomials and fused. Both give the same bits from run to run, for any number of threads.
     `remat`: forward values that backward reads are kept ("none") or computed again, layer by layer ("block"), also the
     layers' own inputs ("full"), or for as few layers as bring the peak under "budget=2GB" (which needs `binding`).
     `memory_limit`: bytes that a call may need in all; by default what the system has free.
@@ -637,9 +637,10 @@ class Step:
             pass
         else:
             self.compiled._refuse(report, given=False)
-        if params is None or isinstance(params, int):
-            rng_seed = params if isinstance(params, int) else seed
-            params = {n: _draw(n, rng_seed, p, values) for n, p in self.params.items()}
+        drawn = params is None or isinstance(params, int)
+        rng_seed = params if isinstance(params, int) else seed
+        if drawn:
+            params = dict.fromkeys(self.params)
         if not isinstance(params, Mapping):
             raise StateError("TG603", f"init takes parameters as a dict by name, not a {type(params).__name__}")
         if unknown := [n for n in params if n not in self.params]:
@@ -651,7 +652,8 @@ class Step:
             )
         arrays: dict[str, Any] = {}
         for n, p in self.params.items():
-            a = np.array(_coerce(n, params[n], p), order="C")  # copied once into owned storage
+            value = _draw(n, rng_seed, p, values) if drawn else params[n]  # one at a time: there is room for one alone
+            a = np.array(_coerce(n, value, p), order="C")  # copied once into owned storage
             if _misfit(p, a.shape):
                 raise StateError(
                     "TG602", f"parameter {n} must have the shape {dims.show_shape(p.shape)}, not {list(a.shape)}"
@@ -733,7 +735,9 @@ def _draw(name: str, seed: int, p: Tensor, binding: Mapping[str, int]) -> Any:
     )
     if len(shape) == 1:
         return np.ones(shape) if p.attrs.get("component") == "norm" and not name.endswith("bias") else np.zeros(shape)
-    return rng.standard_normal(shape) * 0.02
+    normal = rng.standard_normal(shape)
+    normal *= 0.02
+    return normal
 
 
 def eval_tensor(y: Tensor, backend: str, arrays: Mapping[str, Any]) -> Any:
