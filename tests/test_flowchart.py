@@ -29,9 +29,10 @@ from tensorgraph.graph import Graph
 from tensorgraph.models import build
 from tensorgraph.visualize import LEVELS, SEED_LEGEND, THEMES, Picture, View, draw, ledger
 from tensorgraph.visualize import engine as layout
-from tensorgraph.visualize.project import Projection, human
+from tensorgraph.visualize.project import Projection
 from tensorgraph.visualize.seed import STAGES, stages
 from tensorgraph.visualize.theme import contrast
+from tensorgraph.visualize.words import human
 
 
 def traced(name: str, loss: bool = False, **changes: Any) -> tuple[Graph, Any]:

@@ -7,9 +7,10 @@ from typing import Any
 from tensorgraph.blocks import nodes_of
 from tensorgraph.tensor import Loc, Scope, Tensor
 from tensorgraph.visualize.flowchart import check_size, flowchart
-from tensorgraph.visualize.project import Projection, short_name
+from tensorgraph.visualize.project import Projection
 from tensorgraph.visualize.steps import Step
 from tensorgraph.visualize.view import Block, Box, Direction, Edge, View
+from tensorgraph.visualize.words import short_name
 
 Key = tuple[Scope, Loc]
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TypeVar
 
 from tensorgraph.visualize.escape import clean, dot_string, html_text, safe_link, shorten
-from tensorgraph.visualize.theme import FONT, Kind, Theme, by_powers, find_theme, kind_of, style_of, value_range
+from tensorgraph.visualize.legend import CAPTION, EM, legend, room
+from tensorgraph.visualize.theme import FONT, Theme, find_theme, style_of
 from tensorgraph.visualize.view import Box, Edge, EdgeKind, View
 
 T = TypeVar("T")
@@ -17,8 +17,7 @@ Given = Mapping[str, dict[str, str]]  # attributes by name: of a node n0, an edg
 NOWHERE: Given = MappingProxyType({})
 
 GAP = 28.8  # points from box to box along the flow
-LABEL, SMALL, CAPTION = 13.0, 10.0, 10.5  # sizes of type, in points
-_EM = 0.6  # mean width of a character in the widest fonts a reader may have (DejaVu, Verdana), in em
+LABEL, SMALL = 13.0, 10.0  # sizes of type, in points
 
 # A heavy edge stays short and straight: what the model computes forms the spine, the rest bends around it.
 _EDGES: Mapping[EdgeKind, Mapping[str, str]] = {
@@ -28,13 +27,6 @@ _EDGES: Mapping[EdgeKind, Mapping[str, str]] = {
     "gradient": {"style": "dashed", "arrowtail": "empty", "dir": "back", "weight": "4"},
     "control": {"style": "dotted", "constraint": "false"},
     "order": {"style": "invis", "weight": "0"},
-}
-
-_MEANING: Mapping[Kind, str] = {
-    "trained": "trained (thick border)",
-    "frozen": "frozen (dashed border)",
-    "mixed": "partly trained",
-    "tied": "tied: stored once, counted once",
 }
 
 
@@ -114,7 +106,7 @@ def _graph(view: View, paint: Theme) -> dict[str, str]:
         "ranksep": f"{GAP / 72:g}" if across else "0.36",
         "splines": "true",
         "outputorder": "edgesfirst",
-        "label": _legend(view.whole or view, paint),
+        "label": legend(view.whole or view, paint),
         "labelloc": "b",
         "labeljust": "l",
     }
@@ -182,18 +174,13 @@ def _frame(view: View, paint: Theme, number: int, depth: int, places: Given) -> 
 def _heading(size: float, paint: Theme, *lines: str) -> str:
     """Lines of text and an empty row below: the lane of edges that pass over boxes, else they cross the text."""
     rows = "".join(
-        f'<TR><TD ALIGN="LEFT" WIDTH="{_room(shorten(line, 90), size)}">'
+        f'<TR><TD ALIGN="LEFT" WIDTH="{room(shorten(line, 90), size)}">'
         f'<FONT POINT-SIZE="{size - i:g}" COLOR="{paint.text}">'
         f"{_bold(line, i == 0)}</FONT></TD></TR>"
         for i, line in enumerate(lines)
         if line
     )
     return f'<<TABLE BORDER="0" CELLSPACING="0" CELLPADDING="0">{rows}<TR><TD HEIGHT="10"></TD></TR></TABLE>>'
-
-
-def _room(text: str, size: float) -> int:
-    """Points that a text takes in a wide font: kept free, so that nothing overlaps whichever font a reader has."""
-    return round(_EM * size * len(text))
 
 
 def _bold(line: str, first: bool) -> str:
@@ -244,7 +231,7 @@ def _shown(text: str) -> str:
 def _least_width(box: Box, rows: tuple[tuple[str, ...], ...]) -> float:
     """Inches that the text takes in a wide font, see `_room`."""
     widest = max([len(shorten(box.label)) * LABEL, *(sum(len(shorten(c)) + 1 for c in row) * SMALL for row in rows)])
-    return max(0.42, (_EM * widest + 10) / 72)
+    return max(0.42, (EM * widest + 10) / 72)
 
 
 def box_width(box: Box, view: View) -> float:
@@ -271,53 +258,6 @@ def _title(view: View, paint: Theme) -> str:
     return (
         f'<<FONT POINT-SIZE="15" COLOR="{paint.text}"><B>{html_text(shorten(view.title, 120)) or "&#160;"}</B></FONT>>'
     )
-
-
-def _legend(view: View, paint: Theme) -> str:
-    """Below the picture, line by line: the legend's sentence and the kinds drawn, or the scale of values."""
-    present = {kind_of(box, view) for box in view.boxes}
-    rows: list[str] = []
-    if view.values_limit is not None:
-        label, (_, high) = html_text(view.values_label or "value"), value_range(view)
-        right = f"right: {label} at most {view.values_limit:.0e}"
-        about = f"wrong: {label} up to {high:.2g}" if high > view.values_limit else "wrong"
-        widest = max(_room(right, CAPTION), _room(about, CAPTION))
-        rows += [_patch(paint.frame_fill, paint) + _entry(right, widest)]
-        rows += [_patch(paint.wrong, paint) + _entry(about, widest)]
-    elif any(box.value is not None for box in view.boxes):
-        low, high = value_range(view)
-        strip = "".join(f'<TD BGCOLOR="{colour}" WIDTH="14" HEIGHT="9"></TD>' for colour in paint.scale)
-        frame = (
-            f'<TD BORDER="1" COLOR="{paint.frame}" CELLPADDING="0"><TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0">'
-        )
-        steps = ", by powers of ten" if by_powers((low, high)) else ""
-        about = f"&#160;{high:.3g}&#160;&#160; {html_text(view.values_label or 'value')}{steps}"
-        rows.append(f"<TD>{low:.3g}&#160;</TD>{frame}<TR>{strip}</TR></TABLE></TD>{_entry(about)}")
-    else:
-        if view.legend and present - {"plain", "constant"}:
-            text = _entry(html_text(shorten(view.legend, 200)))
-            rows.append(text if view.modes else _swatch(paint, "weight") + text)
-        widest = _room(shorten(view.legend, 200), CAPTION)  # a row that is not the widest would stretch its swatch
-        rows += [_swatch(paint, kind) + _entry(text, widest) for kind, text in _MEANING.items() if kind in present]
-    if not rows:
-        return '""'
-    bare = '<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="2">'
-    lines = "".join(f'<TR><TD ALIGN="LEFT">{bare}<TR>{row}</TR></TABLE></TD></TR>' for row in rows)
-    return f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="0">{lines}</TABLE>>'
-
-
-def _entry(text: str, least: int = 0) -> str:
-    return f'<TD ALIGN="LEFT" WIDTH="{max(least, _room(html.unescape(text), CAPTION))}">{text}</TD>'
-
-
-def _swatch(paint: Theme, kind: Kind) -> str:
-    style = paint.boxes[kind]
-    border = "" if style.border == "solid" else f' STYLE="{style.border}"'
-    return f'<TD BORDER="1" BGCOLOR="{style.fill}" COLOR="{style.stroke}"{border} WIDTH="20" HEIGHT="9"></TD>'
-
-
-def _patch(fill: str, paint: Theme) -> str:
-    return f'<TD BORDER="1" BGCOLOR="{fill}" COLOR="{paint.frame}" WIDTH="20" HEIGHT="9"></TD>'
 
 
 def _attributes(pairs: Mapping[str, str]) -> str:

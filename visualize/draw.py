@@ -14,9 +14,10 @@ from tensorgraph.tensor import Tensor
 from tensorgraph.visualize.backward import backward
 from tensorgraph.visualize.flowchart import flowchart, opened
 from tensorgraph.visualize.picture import Picture
-from tensorgraph.visualize.project import Projection, mode_text, title_of
+from tensorgraph.visualize.project import Projection
 from tensorgraph.visualize.seed import seed_chart
 from tensorgraph.visualize.view import Direction
+from tensorgraph.visualize.words import mode_text, title_of
 
 Level = Literal["seed", "flowchart", "block", "ops", "backward"]
 LEVELS: tuple[Level, ...] = ("seed", "flowchart", "block", "ops", "backward")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from tensorgraph.blocks import Fold, Form, Layer, Part, fold, item_name, namesake, nodes_of, parts_of, trait
@@ -14,10 +11,10 @@ from tensorgraph.errors import GraphError
 from tensorgraph.graph import Graph
 from tensorgraph.nn import sum_sizes
 from tensorgraph.tensor import Tensor
+from tensorgraph.visualize.links import link_for
 from tensorgraph.visualize.steps import Step, Steps
 from tensorgraph.visualize.view import Block, Box, Weight
-
-GENERIC = ("weight", "bias", "kernel", "scale")  # last parts of parameters' names that do not say which
+from tensorgraph.visualize.words import human, short_name
 
 
 class Projection:
@@ -328,53 +325,6 @@ def repeats_inside(part: Part) -> bool:
     return False
 
 
-def human(n: int) -> str:
-    """A count in three figures: `768`, `1.54 k`, `38.6 M`, `405 B`."""
-    for power, unit in ((12, "T"), (9, "B"), (6, "M"), (3, "k")):
-        if n >= 10**power:
-            scaled = n / 10**power
-            return f"{scaled:.0f} {unit}" if scaled >= 99.95 else f"{scaled:.3g} {unit}"
-    return str(n)
-
-
-def short_name(name: str) -> str:
-    """The telling end of a parameter's name: `h.0.attn.c_attn.weight` -> `c_attn`."""
-    parts = [p for p in name.split(".") if not p.isdigit()]
-    while len(parts) > 1 and parts[-1] in GENERIC:
-        parts.pop()
-    return parts[-1] if parts else name
-
-
-def read_links(text: str | None) -> str | dict[str, str] | None:
-    """What the command line takes as links: a URL template, or the path of a JSON file with a table of them.
-
-    Raises GraphError[TG396] for a file that holds no table.
-    """
-    if text is None or not text.endswith(".json"):
-        return text
-    try:
-        table = json.loads(Path(text).read_bytes())
-    except (OSError, ValueError) as error:
-        raise GraphError("TG396", f"cannot read the links in {text}: {error}") from error
-    if not isinstance(table, dict) or not all(isinstance(link, str) for link in table.values()):
-        raise GraphError("TG396", f"{text} is no table of links", hint='{"label or path": "https://...", ...}')
-    return table
-
-
-def link_for(links: str | Mapping[str, str] | None, **about: str) -> str | None:
-    """A box's link: from a table by label or path (with `*`), or a template with {label}, {op}, {path}, {component}."""
-    if links is None:
-        return None
-    if isinstance(links, str):
-        for key, value in about.items():
-            links = links.replace("{" + key + "}", value)
-        return links
-    for key, value in links.items():
-        if key == about["label"] or fnmatch.fnmatchcase(about["path"], key):
-            return value
-    return None
-
-
 def _settings(node: Tensor) -> tuple[str, ...]:
     """Attributes of a node that are not the usual ones: `causal`, `window 512`."""
     usual = {p.name: p.default for p in node.op.attrs}
@@ -385,36 +335,4 @@ def _settings(node: Tensor) -> tuple[str, ...]:
     return tuple(out)
 
 
-def title_of(name: str, weights: Iterable[Tensor], binding: Mapping[str, int], aliases: Mapping[str, Dim]) -> str:
-    """`name · 124.4 M parameters`, with how many are trained, if not all."""
-    sizes = total_and_trained(weights)
-    if not free(sizes[0]) and not sizes[0]:
-        return name
-    total, trained = (human4(evaluate(d, binding)) if free(d) <= binding.keys() else show(d, aliases) for d in sizes)
-    return f"{name} · {total} parameters" + ("" if sizes[1] == sizes[0] else f", {trained} trained")
-
-
-def mode_text(mode: str, weights: Iterable[Tensor], binding: Mapping[str, int], aliases: Mapping[str, Dim]) -> str:
-    """`Mode bridge-only: 20,979,712 of 7,063,427,072 weights are trained`; formulas where sizes are open."""
-    sizes = total_and_trained(weights)
-    known = all(free(d) <= binding.keys() for d in sizes)
-    total, trained = (f"{evaluate(d, binding):,}" if known else show(d, aliases) for d in sizes)
-    return f"Mode {mode}: {trained} of {total} weights are trained"
-
-
-def total_and_trained(weights: Iterable[Tensor]) -> tuple[Dim, Dim]:
-    """How many numbers the counted parameters are, and those of them that are trained."""
-    counted = [p for p in weights if p.attrs.get("counted", True)]
-    total = sum_sizes([mul(p.size, p.scope.times) for p in counted])
-    return total, sum_sizes([mul(p.size, p.scope.times) for p in counted if p.attrs.get("trained", True)])
-
-
-def human4(n: int) -> str:
-    """A total in four figures: `124.4 M`, `405.9 B`."""
-    for power, unit in ((12, "T"), (9, "B"), (6, "M"), (3, "k")):
-        if n >= 10**power:
-            return f"{n / 10**power:.4g} {unit}"
-    return str(n)
-
-
-__all__ = ["Projection", "human", "link_for", "mode_text", "title_of"]
+__all__ = ["Projection"]

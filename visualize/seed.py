@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from tensorgraph.errors import GraphError
-from tensorgraph.visualize.project import Projection, link_for
+from tensorgraph.visualize.links import link_for
+from tensorgraph.visualize.project import Projection
 from tensorgraph.visualize.steps import Step
 from tensorgraph.visualize.view import SEED_LEGEND, Box, Direction, Edge, Role, View
 

@@ -187,7 +187,7 @@ def _short(part: Part) -> str:
 
 
 def _human(n: int) -> str:
-    from tensorgraph.visualize.project import human
+    from tensorgraph.visualize.words import human
 
     return human(n)
 
@@ -212,7 +212,7 @@ class _Page:
     """SVG text, written downwards; `y` is where the next line begins."""
 
     def __init__(self, paint: Theme, width: float, ledger: Ledger, whole: int) -> None:
-        from tensorgraph.visualize.project import human4
+        from tensorgraph.visualize.words import human4
 
         self.paint, self.y = paint, 30.0
         self.title = f"{clean(ledger.model)} · {human4(whole)} parameters"

@@ -192,7 +192,7 @@ def check(
     d: Sizes = None,
     only_wrong: Annotated[bool, typer.Option("--only-wrong", help="Only what is not right.")] = False,
     every: Annotated[bool, typer.Option("--all", help="Every kind of node, not only the worst ones.")] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Of the values and directions.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the values and directions.")] = 0,
     mode: Mode = None,
     lora: Lora = None,
     freeze: Freeze = None,
@@ -282,7 +282,7 @@ def draw(
 ) -> None:
     """A picture of the graph: steps that carry weights highlighted, repeated blocks once."""
     from tensorgraph.visualize.draw import draw as picture_of
-    from tensorgraph.visualize.project import read_links
+    from tensorgraph.visualize.links import read_links
 
     from .target import open_target
 
@@ -318,9 +318,12 @@ def generate(
 ) -> None:
     """The prompt and its continuation, printed as it is made."""
     from tensorgraph.errors import DataError, ModelError
+    from tensorgraph.io.files import reachable
     from tensorgraph.models import from_pretrained, presets
 
-    if model in presets.names() and not Path(model).exists():
+    reachable(Path(model))
+    if not Path(model).exists() and len(Path(model).parts) == 1 and Path(model).suffix not in (".gguf", ".json"):
+        presets.config(model)  # an unknown name is answered with the nearest ones
         raise ModelError(
             "TG935",
             f"{model} is a preset: it has sizes, but no values",
@@ -357,7 +360,7 @@ def train(
         int, typer.Option(help="Tokens of the BPE that is trained where the model has no tokenizer.")
     ] = 512,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
-    seed: Annotated[int, typer.Option(help="Of the first values and of the batches.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first values and of the batches.")] = 0,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew where --out holds an earlier run.")] = False,
     mode: Mode = None,
     lora: Lora = None,
@@ -430,7 +433,7 @@ def digits(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the checkpoint, its curves and a picture of answers.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the first values and of the batches.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first values and of the batches.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Train a small model that sees, from nothing: handwritten digits, questions in words.

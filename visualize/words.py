@@ -1,0 +1,63 @@
+"""How counts, names and totals are said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from tensorgraph.dims import Dim, evaluate, free, mul, show
+from tensorgraph.nn import sum_sizes
+from tensorgraph.tensor import Tensor
+
+GENERIC = ("weight", "bias", "kernel", "scale")  # last parts of parameters' names that do not say which
+
+
+def human(n: int) -> str:
+    """A count in three figures: `768`, `1.54 k`, `38.6 M`, `405 B`."""
+    for power, unit in ((12, "T"), (9, "B"), (6, "M"), (3, "k")):
+        if n >= 10**power:
+            scaled = n / 10**power
+            return f"{scaled:.0f} {unit}" if scaled >= 99.95 else f"{scaled:.3g} {unit}"
+    return str(n)
+
+
+def human4(n: int) -> str:
+    """A total in four figures: `124.4 M`, `405.9 B`."""
+    for power, unit in ((12, "T"), (9, "B"), (6, "M"), (3, "k")):
+        if n >= 10**power:
+            return f"{n / 10**power:.4g} {unit}"
+    return str(n)
+
+
+def short_name(name: str) -> str:
+    """The telling end of a parameter's name: `h.0.attn.c_attn.weight` -> `c_attn`."""
+    parts = [p for p in name.split(".") if not p.isdigit()]
+    while len(parts) > 1 and parts[-1] in GENERIC:
+        parts.pop()
+    return parts[-1] if parts else name
+
+
+def title_of(name: str, weights: Iterable[Tensor], binding: Mapping[str, int], aliases: Mapping[str, Dim]) -> str:
+    """`name · 124.4 M parameters`, with how many are trained, if not all."""
+    sizes = total_and_trained(weights)
+    if not free(sizes[0]) and not sizes[0]:
+        return name
+    total, trained = (human4(evaluate(d, binding)) if free(d) <= binding.keys() else show(d, aliases) for d in sizes)
+    return f"{name} · {total} parameters" + ("" if sizes[1] == sizes[0] else f", {trained} trained")
+
+
+def mode_text(mode: str, weights: Iterable[Tensor], binding: Mapping[str, int], aliases: Mapping[str, Dim]) -> str:
+    """`Mode bridge-only: 20,979,712 of 7,063,427,072 weights are trained`; formulas where sizes are open."""
+    sizes = total_and_trained(weights)
+    known = all(free(d) <= binding.keys() for d in sizes)
+    total, trained = (f"{evaluate(d, binding):,}" if known else show(d, aliases) for d in sizes)
+    return f"Mode {mode}: {trained} of {total} weights are trained"
+
+
+def total_and_trained(weights: Iterable[Tensor]) -> tuple[Dim, Dim]:
+    """How many numbers the counted parameters are, and those of them that are trained."""
+    counted = [p for p in weights if p.attrs.get("counted", True)]
+    total = sum_sizes([mul(p.size, p.scope.times) for p in counted])
+    return total, sum_sizes([mul(p.size, p.scope.times) for p in counted if p.attrs.get("trained", True)])
+
+
+__all__ = ["human", "human4", "mode_text", "short_name", "title_of", "total_and_trained"]
