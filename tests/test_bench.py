@@ -30,7 +30,7 @@ def bench_of(capsys: pytest.CaptureFixture[str], *args: str) -> Any:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_time_is_put_where_it_is_spent(backend: str) -> None:
-    x = tg.input("x", (64, 512))
+    x = tg.input("x", (512, 512))
     with tg.scope("heavy"):
         y = x @ tg.param("w", (512, 2048))
     with tg.scope("light"):
@@ -38,14 +38,14 @@ def test_time_is_put_where_it_is_spent(backend: str) -> None:
     f = tg.compile(z.sum(), backend=backend)
     rng = np.random.default_rng(0)
     arrays = {
-        n: rng.standard_normal(s).astype("f4") for n, s in (("x", (64, 512)), ("w", (512, 2048)), ("v", (2048, 1)))
+        n: rng.standard_normal(s).astype("f4") for n, s in (("x", (512, 512)), ("w", (512, 2048)), ("v", (2048, 1)))
     }
     found = profile(f, arrays, {}, runs=5)
     by_op = found.by_op()
-    assert next(iter(by_op)) == "matmul" and 0 < sum(by_op.values()) <= found.wall * 1.05
+    assert next(iter(by_op)) == "matmul" and 0 < sum(by_op.values()) <= found.wall
     graph = tg.Graph(z)
-    values = {t.path or t.op.name: v for t, v in found.values(graph).items()}
-    assert max(found.values(graph), key=found.values(graph).__getitem__).scope.path == "heavy", values
+    values = found.values(graph)
+    assert max(values, key=values.__getitem__).scope.path == "heavy", values
 
 
 def test_both_are_measured(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
