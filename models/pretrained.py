@@ -18,7 +18,7 @@ from tensorgraph.errors import CheckpointError, DataError, ModelError, StateErro
 from tensorgraph.graph import Graph
 from tensorgraph.io import gguf as gguf_files
 from tensorgraph.io import safetensors
-from tensorgraph.io.files import Array, Entry, fail, open_map, replacing, show
+from tensorgraph.io.files import Array, Entry, fail, open_map, reachable, replacing, show
 from tensorgraph.nn import Parameter, match_name
 from tensorgraph.ops.leaf import const, input
 from tensorgraph.tensor import Tensor
@@ -28,6 +28,7 @@ from . import generate as generation
 from .architecture import Architecture
 from .differences import Difference, summary
 from .model import Model, array_of, float_dtype, used, zero_or_one
+from .settings import Settings
 from .tokenizer import FILE as TOKENIZER
 from .tokenizer import Tokenizer
 
@@ -369,6 +370,7 @@ def from_pretrained(
 
 
 def _open(path: Path, dtype: Any, adapter: str | os.PathLike[str] | None, backend: str) -> Net:
+    reachable(path)
     if path.is_dir():
         return _open_folder(path, dtype, backend, Path(adapter) if adapter is not None else None)
     if adapter is not None:
@@ -434,7 +436,8 @@ def _open_folder(folder: Path, dtype: Any, backend: str, adapter: Path | None) -
         chosen, values = _put_on(model, adapter, found, published, state, dtype)
         state |= values
     tokenizer = Tokenizer.from_file(folder) if (folder / TOKENIZER).is_file() else None
-    defaults = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
+    defaults = Settings(read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}, f"{GENERATION}: ")
+    defaults.check(("eos_token_id", "pad_token_id"))
     return Net(
         model,
         config,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -146,7 +147,10 @@ def fresh(config: Mapping[str, Any], text: str, *, vocab: int = 512, length: int
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run trains: AdamW on `batch` windows of `length` tokens, warm-up and a cosine down to a tenth of `lr`."""
+    """How a run trains: AdamW on `batch` windows of `length` tokens, warm-up and a cosine down to a tenth of `lr`.
+
+    Raises ModelError[TG944] for a setting out of range.
+    """
 
     steps: int
     batch: int = 16
@@ -155,6 +159,17 @@ class Settings:
     weight_decay: float = 0.1
     clip: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "length", "seed"):
+            value, least = getattr(self, name), int(name != "seed")
+            if type(value) is not int or value < least:
+                raise ModelError("TG944", f"{name} must be a whole number, {least} or more, not {value!r}")
+        for name, value in (("lr", self.lr), ("clip", self.clip), ("weight_decay", self.weight_decay)):
+            decay = name == "weight_decay"
+            if type(value) not in (int, float) or not math.isfinite(value) or value < 0 or (value == 0 and not decay):
+                wanted = "0 or more" if decay else "more than 0"
+                raise ModelError("TG944", f"{name} must be a number, {wanted}, not {value!r}")
 
     def optimizer(self) -> optim.AdamW:
         rate = optim.cosine(self.lr, self.steps, warmup=max(1, self.steps // 20), floor=self.lr / 10)

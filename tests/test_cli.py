@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -311,6 +312,41 @@ def test_one_s_own_models(run: Any, own: str) -> None:
 # ------------------------------------------------------------------------------------------------- wrong input
 
 
+def test_one_s_own_file_that_cannot_be_called(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "syntax.py").write_text("x = 1\ndef x(:\n", encoding="utf-8")
+    (tmp_path / "needs.py").write_text("def f(a, b, c=1, *d, e=2, **g):\n    return a\n", encoding="utf-8")
+    said = {
+        "syntax.py:x": "syntax.py is not Python: invalid syntax\n  at syntax.py:2",
+        "needs.py:f": "needs.py:f needs a, b, and is called without arguments\n"
+        "  hint: give them defaults, or a function that calls it",
+    }
+    for model, message in said.items():
+        assert run("params", str(tmp_path / model)).err == f"ModelError[TG943] {message}\n"
+
+
+def test_files_that_cannot_be_looked_at(run: Any, checkpoint: Path, tmp_path: Path) -> None:
+    long = "x" * 300
+    for args in (("params", long), ("generate", long, "a"), ("train", long, "--text", "pydoc", "--steps", "1")):
+        said = run(*args).err
+        assert said.startswith("CheckpointError[TG801] xxx") and "Traceback" not in said
+    folder = tmp_path / "net"
+    shutil.copytree(checkpoint, folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": "x"}', encoding="utf-8")
+    assert run("generate", str(folder), "The").err == (
+        "ModelError[TG913] generation_config.json: eos_token_id must be a whole number or a list of whole numbers or "
+        "null, not 'x'\n"
+    )
+
+
+def test_details_follow_an_error_that_sums_up(run: Any, checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "net"
+    shutil.copytree(checkpoint, folder)
+    safetensors.write(folder / "model.safetensors", {f"layers.{i}.extra": np.zeros(1, np.float32) for i in range(9)})
+    short, long = (run(*more, "generate", str(folder), "The").err for more in ((), ("--details",)))
+    assert "unexplained: layers.{0…8}.extra [1]  ×9" in short and long.startswith(short)
+    assert long.count("unexplained: layers.") == 10
+
+
 def test_wrong_input_is_answered_in_words(run: Any, own: str, checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "truncated.gguf").write_bytes(b"GGUF\x03\0\0\0")
     (tmp_path / "noise.gguf").write_bytes(b"noise and no model")
@@ -529,3 +565,9 @@ def test_a_trained_model_that_nobody_here_wrote(run: Any, tmp_path: Path) -> Non
     assert run("generate", str(file), "The capital of France is", "-n", "1").out == "The capital of France is Paris\n"
     run("draw", str(file), "-o", str(tmp_path / "s.txt"))
     assert "×30" in (tmp_path / "s.txt").read_text(encoding="utf-8")
+
+
+def test_generate_from_a_name_that_is_no_preset(run):
+    done = run("generate", "gpt9", "x")
+    assert done.rc == 1
+    assert "unknown model 'gpt9'" in done.err and "did you mean gpt2" in done.err

@@ -196,12 +196,29 @@ def test_what_is_no_language_model_is_refused() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": 0}, "steps must be a whole number, 1 or more, not 0"),
+        ({"batch": 1.5}, "batch must be a whole number, 1 or more, not 1.5"),
+        ({"seed": -1}, "seed must be a whole number, 0 or more, not -1"),
+        ({"lr": float("nan")}, "lr must be a number, more than 0, not nan"),
+        ({"lr": "x"}, "lr must be a number, more than 0, not 'x'"),
+        ({"weight_decay": -0.1}, "weight_decay must be a number, 0 or more, not -0.1"),
+    ],
+)
+def test_settings_out_of_range(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError) as e:
+        Settings(**{"steps": 1, **wrong})
+    assert e.value.report() == f"ModelError[TG944] {message}"
+
+
 def test_memory_is_known_before_anything_runs() -> None:
     t = trainer()
     report = t.memory()
     params = sum(a.nbytes for a in t.params.values())
     assert report.given >= params
-    assert report.peak == report.arena + report.given + report.returned + report.tables
+    assert report.peak == report.arena + report.given + report.returned + report.tables + report.scratch
 
 
 # ------------------------------------------------------------------------------------------------- the command

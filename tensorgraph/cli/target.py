@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -181,10 +182,12 @@ def _published(text: str, given: dict[str, Dim], changes: dict[str, Any]) -> Tar
     from tensorgraph import models
     from tensorgraph.io import gguf as gguf_files
     from tensorgraph.io import safetensors
+    from tensorgraph.io.files import reachable
     from tensorgraph.models import architecture, gguf, presets
     from tensorgraph.models.pretrained import CONFIG, read_json
 
     path = Path(text)
+    reachable(path)
     names = None
     if text in presets.names():
         config, where = presets.config(text), None
@@ -270,18 +273,39 @@ def _call(text: str, file: Path, attribute: str) -> Any:
         raise ModelError("TG930", f"no such file: {file}")
     name = f"tensorgraph_own_{file.stem}"  # a name of its own: the user's json.py must not become `json`
     spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    loader = spec.loader
+    assert loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(file.resolve().parent))
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        loader.exec_module(module)
+    except SyntaxError as e:
+        at = f"at {Path(e.filename or file).name}:{e.lineno}"
+        raise ModelError("TG943", f"{file.name} is not Python: {e.msg}", notes=[at]) from None
     found: Callable[[], Any] | None = getattr(module, attribute, None)
     if found is None:
         names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == name]
         near = difflib.get_close_matches(attribute, names, 3) or names[:6]
         hint = f"it has {', '.join(near)}" if near else None
         raise ModelError("TG930", f"{file} has nothing called {attribute!r}", hint=hint)
-    return found() if callable(found) and not isinstance(found, (Module, Tensor)) else found
+    if not callable(found) or isinstance(found, (Module, Tensor)):
+        return found
+    needed = [
+        p.name for p in _parameters(found) if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if needed:
+        text = f"{file.name}:{attribute} needs {', '.join(needed)}, and is called without arguments"
+        raise ModelError("TG943", text, hint="give them defaults, or a function that calls it")
+    return found()
+
+
+def _parameters(f: Callable[..., Any]) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(f).parameters.values())
+    except (TypeError, ValueError):  # of what is written in C, nothing is known
+        return []
 
 
 __all__ = ["Target", "open_target", "parse_sizes"]

@@ -115,6 +115,16 @@ def fail(
     return CheckpointError(code, f"{path.name or path}: {what}", notes=[*folder, *notes], hint=hint, details=details)
 
 
+def reachable(path: Path) -> None:
+    """Raise CheckpointError[TG801] where the system refuses even to look whether something is there."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return
+    except OSError as e:
+        raise fail("TG801", path, f"cannot be opened: {e.strerror}") from None
+
+
 def missing(names: Iterable[str], known: Iterable[str], where: Path) -> CheckpointError:
     """The error for tensors that a file does not hold, with the nearest names it does hold."""
     names, known = sorted(names), list(known)
