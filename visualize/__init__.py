@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from tensorgraph.visualize.draw import LEVELS, draw
-from tensorgraph.visualize.ledger import Ledger, ledger
+from tensorgraph.visualize.ledger import Ledger
 from tensorgraph.visualize.picture import Picture
 from tensorgraph.visualize.theme import THEMES
 from tensorgraph.visualize.view import SEED_LEGEND, Block, Box, Edge, View, Weight
+from tensorgraph.visualize.weights import ledger
 
 __all__ = [
     "LEVELS",

@@ -36,7 +36,7 @@ def _text(what: Any) -> str:
 
 def _drawn(what: Any) -> dict[str, Any]:
     from tensorgraph.visualize.draw import draw, traced
-    from tensorgraph.visualize.ledger import ledger
+    from tensorgraph.visualize.weights import ledger
 
     makes = isinstance(what, (Tensor, Graph)) or any(callable(getattr(what, n, None)) for n in ("trace", "inputs"))
     if not makes:  # a module alone does not say what it is called with; its weights are known
