@@ -569,5 +569,5 @@ def test_a_trained_model_that_nobody_here_wrote(run: Any, tmp_path: Path) -> Non
 
 def test_generate_from_a_name_that_is_no_preset(run):
     done = run("generate", "gpt9", "x")
-    assert done.rc == 1
+    assert done.rc == 2
     assert "unknown model 'gpt9'" in done.err and "did you mean gpt2" in done.err

@@ -218,11 +218,11 @@ def test_install_and_import(how: str, checkout: Path, tmp_path: Path, request: p
 def test_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel: Path) -> None:
     """Without make: what a checkout has beside its modules (presets, fonts, sample texts) is in the wheel too.
 
-    The gallery is for readers of the repository and stays there.
+    The gallery and the README's pictures are for readers of the repository and stay there.
     """
     expected = set()
     for folder, subfolders, files in os.walk(ROOT / "tensorgraph", followlinks=True):
-        subfolders[:] = [name for name in subfolders if name not in ("__pycache__", "gallery")]
+        subfolders[:] = [name for name in subfolders if name not in ("__pycache__", "gallery", "examples", "digits")]
         expected |= {(Path(folder) / name).relative_to(ROOT).as_posix() for name in files if not name.startswith(".")}
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
