@@ -302,6 +302,18 @@ def test_mermaid_accepts_what_is_drawn(level: str) -> None:
     assert len(parsed["nodes"]) == len(drawn.view.boxes) and len(parsed["edges"]) == len(drawn.view.edges)
 
 
+def test_a_fused_weight_is_one_weight_with_three_uses() -> None:
+    """GPT-2 stores queries, keys and values as one matrix: one box, one weight, three cuts of what it gives."""
+    view = picture("gpt2").view
+    (box,) = [b for b in view.boxes if b.label == "qkv"]
+    assert [(w.shape, w.count) for w in box.weights] == [("(d, 3·d) + (3·d)", "1.77 M")]
+    assert {e.label for e in view.edges if e.source == box.id} == {"B, H, T, k"}
+    ops = picture("gpt2", "ops").view
+    labelled = {b.id: b.label for b in ops.boxes}
+    (bias,) = [b.id for b in ops.boxes if any(w.shape == "3·d" or w.shape == "(3·d)" for w in b.weights)]
+    assert [labelled[e.target] for e in ops.edges if e.source == bias] == ["slice"] * 3
+
+
 def test_a_periodic_pattern_is_drawn_as_one() -> None:
     assert [b.heading for b in picture("gemma-3-1b").view.blocks] == [
         "(5 Block + 1 Block) ×4 · 161 M each · 644 M",

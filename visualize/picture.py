@@ -43,7 +43,7 @@ class Picture:
 
     @cached_property
     def dot(self) -> str:
-        """DOT text."""
+        """DOT text of the whole in one row; SVG and what is made of it are laid out by `rows`."""
         return to_dot(self.view, self.theme, self.shapes)
 
     @cached_property
