@@ -18,7 +18,7 @@ from tensorgraph.compile import MemoryReport, compile
 from tensorgraph.dims import dims
 from tensorgraph.errors import BackendError, DataError, ModelError, StateError
 from tensorgraph.io import checkpoint
-from tensorgraph.io.files import Array
+from tensorgraph.io.files import Array, reachable
 from tensorgraph.nn import Module
 from tensorgraph.ops.elementwise import upcast
 from tensorgraph.ops.leaf import input
@@ -51,7 +51,7 @@ def read_text(source: str) -> str:
     except UnicodeDecodeError as e:
         raise DataError("TG521", f"{path} is not UTF-8 text: byte {e.start} is wrong") from None
     except OSError as e:
-        hint = 'the text "pydoc" is always there' if not path.exists() else None
+        hint = 'the text "pydoc" is always there' if isinstance(e, FileNotFoundError) else None
         raise DataError("TG521", f"cannot read {path}: {e.strerror or e}", hint=hint) from None
 
 
@@ -302,6 +302,7 @@ class Trainer:
 
         Raises StateError[TG620] if it is of a run with another text or other settings, [TG602] if of another model.
         """
+        reachable(folder / checkpoint.FILE)
         if not (folder / checkpoint.FILE).is_file():
             return False
         arrays, meta = checkpoint.load(folder)

@@ -15,7 +15,7 @@ import pytest
 
 import tensorgraph as tg
 from tensorgraph.cli import main
-from tensorgraph.errors import DataError, ModelError, StateError
+from tensorgraph.errors import CheckpointError, DataError, ModelError, StateError
 from tensorgraph.models import from_pretrained, presets
 from tensorgraph.models.train import Corpus, Settings, Trainer, fresh, read_text, split_text, word_tokenizer
 from tensorgraph.visualize.curve import curve, sparkline, ticks
@@ -365,3 +365,17 @@ def test_sparklines() -> None:
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
     assert sparkline([1.0, math.nan, 1.0]) == "▁ ▁"
     assert sparkline([]) == ""
+
+
+def test_what_may_not_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(DataError) as e:
+        read_text("secret.txt")
+    assert str(e.value) == "[TG521] cannot read secret.txt: Permission denied"
+    with pytest.raises(CheckpointError) as f:
+        from_pretrained("secret")
+    assert str(f.value) == "[TG801] secret: cannot be opened: Permission denied"
