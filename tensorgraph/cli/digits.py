@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tensorgraph.dims import evaluate
-from tensorgraph.models.digits import QUESTIONS, Progress, Run, load, mean
+from tensorgraph.models.digits import QUESTIONS, STAGES, Progress, Run, Stage, load, mean
 from tensorgraph.models.modes import ALL, parts
 from tensorgraph.visualize.canvases import canvases
 from tensorgraph.visualize.curve import curve
@@ -25,11 +25,11 @@ BRIDGE = "bridge-only"
 EXAMPLES = 15
 
 
-def run(console: Console, out: Path | None, seed: int = 0) -> dict[str, Any]:
+def run(console: Console, out: Path | None, seed: int = 0, stages: tuple[Stage, ...] = STAGES) -> dict[str, Any]:
     """Train all stages and write; what was reached, as plain data. Raises as `digits.load` and what writing raises."""
     if out is not None:
         make_folder(out)
-    learner = Run(load(), seed)
+    learner = Run(load(), seed, stages)
     _announce(console, learner)
     points = _train(console, learner)
     console.print(_table(learner))
