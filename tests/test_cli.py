@@ -376,7 +376,7 @@ def test_wrong_input_is_answered_in_words(run: Any, own: str, checkpoint: Path, 
         ("params", "nix.py:f"): "ModelError[TG930] no such file: nix.py",
         ("show", f"{own}:Net"):
             f"ModelError[TG932] {o}:Net gives a Net and does not say what it is called with\n"
-            '  hint: return what it returns: return Net()(tg.input("x", ("B", 3)))',
+            '  hint: return what it returns: return Net()(tg.input("x", (tg.dim("B"), 3)))',
         ("params", "mini-268", "-d", "D=4"):
             "SizeError[TG014] mini-268 has no size called 'D'\n  its sizes are d, H, V, f, n, B, T\n"
             "  hint: did you mean d?",

@@ -63,7 +63,7 @@ class Target:
             raise ModelError(
                 "TG932",
                 f"{self.name} gives a {type(self.module).__name__} and does not say what it is called with",
-                hint='return what it returns: return Net()(tg.input("x", ("B", 3)))',
+                hint='return what it returns: return Net()(tg.input("x", (tg.dim("B"), 3)))',
             )
         needs, learns = getattr(self.module, "needs", ("input_ids",)), getattr(self.module, "learns", ("labels",))
         needs = getattr(self.module, "usual", ()) or needs
