@@ -183,7 +183,7 @@ class Stage:
 VISION, LLM = "vision", "llm"
 STAGES = (
     Stage("encoder, on digits", VISION, 1500, 5e-3),
-    Stage("language model, on texts", LLM, 1200, 4e-3),
+    Stage("language model, on texts", LLM, 500, 2e-3),
     Stage("stage 1: bridge", "bridge-only", 500, 3e-3),
     Stage("stage 2: all", modes.ALL, 800, 1e-3),
 )
