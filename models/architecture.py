@@ -26,8 +26,9 @@ class Architecture:
     """One transformers class: how its config reads, and how its tensors are called in files.
 
     `plan` reads the config and `model` is made of the plan. `names` maps attribute paths to published names (or the
-    plan has its own); all those in a file may begin with `prefix` or not; `buffers` are names to ignore. `others`:
-    beginnings of names as published, and as some versions of transformers write them instead.
+    plan has its own); all those in a file may begin with `prefix` or not; `buffers` are names to ignore, those that
+    end in a dot with all below them. `others`: beginnings of names as published, and as some versions of transformers
+    write them instead.
     """
 
     model_type: str

@@ -12,7 +12,7 @@ from tensorgraph.errors import ModelError
 from .architecture import builder
 from .decoder import FULL, Sizes, whole
 from .latent import Latent
-from .llama import LLAMA, NAMES, architecture, chosen, rope_parameters
+from .llama import BUFFERS, LLAMA, NAMES, architecture, chosen, rope_parameters
 from .moe import Routing
 
 DEEPSEEK_NAMES = (
@@ -134,8 +134,11 @@ def _flags(c: Mapping[str, Any]) -> dict[str, Any]:
 
 
 HEADS = {"head_size": "qk_rope_head_dim"}
+SECOND_TOKEN = "model.layers.61."  # published files add a layer that predicts the token after next; the class has none
 ARCHITECTURES = {
     "DeepseekV2ForCausalLM": architecture("deepseek_v2", V2, _flags, DEEPSEEK_NAMES, parts=_v2, **HEADS),
-    "DeepseekV3ForCausalLM": architecture("deepseek_v3", V3, _flags, DEEPSEEK_NAMES, parts=_v3, **HEADS),
+    "DeepseekV3ForCausalLM": architecture(
+        "deepseek_v3", V3, _flags, DEEPSEEK_NAMES, (*BUFFERS, SECOND_TOKEN), parts=_v3, **HEADS
+    ),
 }
 build = builder(ARCHITECTURES)

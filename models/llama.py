@@ -361,10 +361,10 @@ def _mixtral(c: Mapping[str, Any], size: Sizes) -> dict[str, Any]:
 
 
 def architecture(
-    model_type: str, defaults: dict[str, Any], flags: Any, names: Any = NAMES, **more: Any
+    model_type: str, defaults: dict[str, Any], flags: Any, names: Any = NAMES, buffers: Any = BUFFERS, **more: Any
 ) -> Architecture:
     """A family by its flags; `more` as `family` takes it."""
-    return Architecture(model_type, defaults, family(flags, **more), names, prefix="model.", buffers=BUFFERS)
+    return Architecture(model_type, defaults, family(flags, **more), names, prefix="model.", buffers=buffers)
 
 
 ARCHITECTURES = {

@@ -509,7 +509,9 @@ def _load(
                 wrong.append(Difference("mis-shaped", name, about))
             elif entry.dtype.kind in "biuc":
                 wrong.append(Difference("mis-typed", name, f"is {entry.dtype} in the file, the model has floats"))
-        elif name not in tied and not any((m := match_name(b, name)) and not m[1] for b in buffers):
+        elif name not in tied and not any(
+            (m := match_name(b, name)) and (not m[1] or b.endswith(".")) for b in buffers
+        ):
             wrong.append(Difference("unexplained", name, str(list(entry.shape))))
     if wrong:
         count = "1 tensor does" if len(wrong) == 1 else f"{len(wrong)} tensors do"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import tensorgraph as tg
+from tensorgraph.io import safetensors
 from tensorgraph.models import Net, build, from_pretrained
 from tensorgraph.models.parts import Context
 from tensorgraph.visualize import ledger
@@ -130,3 +131,17 @@ def test_a_buffer_is_stored_and_not_counted(net):
     assert [r.name for r in found.buffers] == [MOE + "gate.e_score_correction_bias"]
     stored = sum(a.size for a in net.state.values())
     assert found.number(found.total) == f"{stored - 8:,}"
+
+
+def test_the_layer_that_published_files_add_is_left_out(net, tmp_path):
+    """DeepSeek-V3's files hold one layer more, which predicts the token after next; transformers ignores it by name."""
+    net.save_pretrained(tmp_path)
+    tensors = net.state | {
+        "model.layers.61.eh_proj.weight": np.ones((2, 3)),
+        "model.layers.61.enorm.weight": np.ones(2),
+    }
+    safetensors.write(tmp_path / "model.safetensors", tensors)
+    assert from_pretrained(tmp_path).state.keys() == net.state.keys()
+    safetensors.write(tmp_path / "model.safetensors", tensors | {"model.layers.62.enorm.weight": np.ones(2)})
+    with pytest.raises(tg.CheckpointError, match=r"model\.layers\.62"):
+        from_pretrained(tmp_path)
