@@ -61,7 +61,7 @@ KINDS = {
 def config(file: GGUF) -> dict[str, Any]:
     """The config of the model in a file, under transformers' names.
 
-    Raises ModelError[TG911] for an architecture that is not supported, [TG912] for a scaling of positions that is not.
+    Raises ModelError[TG911] for an architecture that is not supported, [TG912] for a rotation of positions that is not.
     """
     name = file.metadata.get("general.architecture")
     if name not in KINDS:
@@ -78,14 +78,27 @@ def config(file: GGUF) -> dict[str, Any]:
             out[field] = value
     out["tie_word_embeddings"] = "output.weight" not in file.tensors
     out["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
+    if name == "llama":
+        out["mlp_bias"] = "blk.0.ffn_up.bias" in file.tensors
+        if window := file.metadata.get(f"{name}.attention.sliding_window"):  # Mistral's files bear Llama's name
+            out |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": window}
+            del out["attention_bias"], out["mlp_bias"]  # which that class has not
     out |= _rope(file, name, out)
     return out
 
 
 def _rope(file: GGUF, name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    kind = file.metadata.get(f"{name}.rope.scaling.type", "none")
+    older = file.metadata.get(f"{name}.rope.scale_linear")  # before there were kinds of scaling
+    kind = file.metadata.get(f"{name}.rope.scaling.type", "none" if older in (None, 1.0) else "linear")
+    rotated, head = file.metadata.get(f"{name}.rope.dimension_count"), config.get("head_dim")
+    if head is None and all(isinstance(config.get(n), int) for n in ("hidden_size", "num_attention_heads")):
+        head = config["hidden_size"] // max(config["num_attention_heads"], 1)
+    if rotated is not None and rotated != head:
+        text = f"{file.path.name}: rotating {rotated} of a head's {head} values is not supported in GGUF files"
+        raise ModelError("TG912", text)
     if kind == "linear":
-        return {"rope_scaling": {"rope_type": "linear", "factor": file.metadata[f"{name}.rope.scaling.factor"]}}
+        factor = file.metadata.get(f"{name}.rope.scaling.factor", older)
+        return {"rope_scaling": {"rope_type": "linear", "factor": factor}}
     if kind not in ("none", "longrope"):
         raise ModelError("TG912", f"{file.path.name}: positions scaled by {kind!r} are not supported in GGUF files")
     if "rope_freqs.weight" in file.tensors:  # divisors of the frequencies: how Llama 3.1's scaling is stored
