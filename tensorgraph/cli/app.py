@@ -200,7 +200,7 @@ def check(
 ) -> None:
     """Shapes, obligations and gradients. Exit status 1 if a gradient is wrong.
 
-    Gradients are compared with complex-step derivatives in float64, at small distinct sizes unless sizes are given;
+    Gradients are compared with complex-step derivatives in float64, at small sizes unless sizes are given;
     with a mode, those of what it trains.
     """
     from .check import check_model
@@ -344,7 +344,7 @@ def generate(
 
 
 @app.command(
-    epilog="Example: tensorgraph train gpt2 --text pydoc --steps 400 --out out/pydoc -d d=64 -d H=4 -d n=2 -d T=64"
+    epilog="Example: tensorgraph train gpt2 --text pydoc --steps 400 --lr 3e-3 --out out/pydoc -d d=64 -d H=4 -d n=2 -d T=64"
 )
 def train(
     model: Model,
