@@ -113,11 +113,15 @@ def assumed(config: Mapping[str, Any], model: Model) -> dict[str, Any]:
     return {key: model.config[key] for key in model.fields.values() if "." not in key and key not in config}
 
 
+OURS = {"projector_layers": 2}  # settings that transformers does not have, and what it takes them to be
+
+
 def of_file(config: Mapping[str, Any], table: Mapping[str, Architecture]) -> tuple[Model, Architecture]:
     """The model of a file's config, and its architecture; sizes that the config does not say are logged."""
     _, found = find(config, table)
     model = found.build(config)
-    if unsaid := assumed({found.synonyms.get(key, key): value for key, value in config.items()}, model):
+    unsaid = assumed({found.synonyms.get(key, key): value for key, value in config.items()}, model)
+    if unsaid := {key: value for key, value in unsaid.items() if key not in OURS}:
         are, s = ("is", "") if len(unsaid) == 1 else ("are", "s")
         values = ", ".join(map(str, unsaid.values()))
         log.warning("%s %s not in the config: %s, the class's default%s", ", ".join(unsaid), are, values, s)

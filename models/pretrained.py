@@ -36,6 +36,8 @@ CONFIG = "config.json"
 GENERATION = "generation_config.json"
 COPIED = (GENERATION, TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 
+WITHOUT_EFFECT = ("use_cache", "return_dict")  # of transformers' forward; what they choose there is always so here
+
 
 class Net:
     """A model and its values. Call it with what transformers' forward takes; arrays in, a dict of arrays out.
@@ -84,8 +86,9 @@ class Net:
     def __call__(self, **inputs: Any) -> dict[str, Array]:
         """Outputs under transformers' names: `logits`, and `loss` if there are labels.
 
-        Raises DataError: TG501 an unknown or absent input, TG502 a shape, TG503 a dtype, TG504 an id out of range,
-        TG510 too many positions; StateError[TG610] if there are no values.
+        `use_cache` and `return_dict` are taken and change nothing.
+        Raises DataError: TG512 an unknown input, TG501 an absent one, TG502 a shape, TG503 a dtype, TG504 an id out of
+        range, TG510 too many positions; StateError[TG610] if there are no values.
         """
         arrays, names = self._arrays(inputs)
         step = self.compiled(("outputs", names), lambda: self._compile(self._outputs(names)))
@@ -181,7 +184,7 @@ class Net:
         """The arrays, and the names of all inputs: theirs and those of flags that are true."""
         flags = [name for name in self.model.flags if inputs.get(name)]
         given = {name: value for name, value in inputs.items() if name not in self.model.flags}
-        arrays = {name: array_of(name, value) for name, value in given.items() if value is not None}
+        arrays = {n: array_of(n, value) for n, value in given.items() if value is not None and n not in WITHOUT_EFFECT}
         for name, array in arrays.items():
             if not array.size:
                 raise DataError("TG502", f"{name} is empty: {list(array.shape)}")
@@ -294,10 +297,14 @@ class Net:
         """Write config.json and model.safetensors, which transformers reads back; returns the folder.
 
         The config is the file's own, but for its dtype if the values have another now. Files of the tokenizer go along.
+        What transformers' class cannot be (a bridge of other than two layers) is said in the log: only we read it back.
         Raises StateError[TG610] without values, CheckpointError[TG807] if the system refuses, ModelError[TG926] for a
         model with an adapter.
         """
         folder = Path(folder)
+        for key, theirs in architecture.OURS.items():
+            if (value := self.config.get(key, theirs)) != theirs:
+                architecture.log.warning("%s is %s: transformers reads it as %s", key, value, theirs)
         if self.adapter is not None:
             hint = "save_adapter(folder) writes it; merged().save_pretrained(folder) writes one model of both"
             raise ModelError("TG926", "the model has an adapter, which a checkpoint has no place for", hint=hint)

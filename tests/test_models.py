@@ -539,3 +539,9 @@ def test_a_pickle_is_not_read(tmp_path):
         "  in FOLDER\n"
         "  hint: convert it to safetensors"
     )
+
+
+def test_flags_of_transformers_that_change_nothing_are_taken(saved):
+    net, _ = saved
+    got = net(input_ids=IDS, use_cache=False, return_dict=True)["logits"]
+    assert np.array_equal(got, net(input_ids=IDS)["logits"])

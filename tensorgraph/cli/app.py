@@ -227,7 +227,7 @@ def cost(
     """FLOPs, bytes and parameters of a training step, before anything runs.
 
     The backward pass is read off the graph of gradients, so that frozen parts cost what flows through them. Numbers
-    where -d gives all sizes (B, T, and I of images), else formulas in those that are left."""
+    where -d gives all sizes (B, T, and those of images), else formulas in those that are left."""
     from tensorgraph.cost import cost as cost_of
 
     from . import tables
@@ -344,7 +344,8 @@ def generate(
 
 
 @app.command(
-    epilog="Example: tensorgraph train gpt2 --text pydoc --steps 400 --lr 3e-3 --out out/pydoc -d d=64 -d H=4 -d n=2 -d T=64"
+    epilog="Example: tensorgraph train gpt2 --text pydoc --steps 400 --lr 3e-3 --out out/pydoc "
+    "-d d=64 -d H=4 -d n=2 -d T=64"
 )
 def train(
     model: Model,
