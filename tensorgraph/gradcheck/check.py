@@ -46,11 +46,11 @@ def check_grads(
 ) -> Report:
     """Check the gradients of `y` (a tensor, several, or a Graph) against complex-step derivatives in float64.
 
-    Sizes left symbolic are bound to small distinct numbers, leaves without `values` are drawn in the domains of the ops
-    that read them. Every kind of node is checked alone, per input, by <vjp(v), u> = <v, J u>; the whole graph along
-    `directions` random directions; a graph that is right in float64 is then run in its own dtype. `order=2` checks the
-    gradient's own gradient as well. `wrt`: what the whole is differentiated by (names, tensors or Parameters; every
-    floating leaf if None). Blocks repeated a symbolic number of times are written out twice.
+    Sizes left symbolic are bound to small numbers, distinct where they meet; leaves without `values` are drawn in the
+    domains of the ops that read them. Every kind of node is checked alone, per input, by <vjp(v), u> = <v, J u>; the
+    whole graph along `directions` random directions; a graph that is right in float64 is then run in its own dtype.
+    `order=2` checks the gradient's own gradient as well. `wrt`: what the whole is differentiated by (names, tensors or
+    Parameters; every floating leaf if None). Blocks repeated a symbolic number of times are written out twice.
 
     Returns a Report, true if all is right. Raises GradError[TG411] if no small sizes fit, [TG412] for values that do
     not fit, [TG413] for an unknown stage, order or name in `wrt`.
@@ -113,7 +113,8 @@ def _literal_sizes(graph: Graph) -> list[str]:
     if not sizes:
         return []
     shown = ", ".join(map(str, sizes[:SHOWN])) + (", ..." if len(sizes) > SHOWN else "")
-    return [f"sizes given as numbers are kept: {shown} (those left symbolic are bound to small distinct ones)"]
+    rest = "those left symbolic are bound to small ones, distinct where they meet"
+    return [f"sizes given as numbers are kept: {shown} ({rest})"]
 
 
 def _held_constant(graph: Graph) -> list[str]:

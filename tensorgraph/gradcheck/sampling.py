@@ -1,4 +1,4 @@
-"""Where a graph is checked: small distinct sizes for its symbols, and values for its leaves."""
+"""Where a graph is checked: small sizes for its symbols, distinct where they meet, and values for its leaves."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from ..tensor import Tensor
 
 MARGIN = 0.05  # how far from a kink values are drawn
 LARGEST = 40  # the largest size tried for a symbol
+TRIED = (*range(3, 11), 2, *range(11, LARGEST + 1), 1)  # in this order: widths multiply, so 2 stands before 11
 
 
 def small_sizes(graph: Graph, given: Mapping[str, int] | None = None) -> dict[str, int]:
-    """The least sizes >= 2 for the graph's symbols that fulfil its obligations, beside those given.
+    """Sizes for the graph's symbols that fulfil its obligations, beside those given: from 3 up where they can be.
 
-    Distinct where they meet in one node, so that a transposed or tiled axis cannot hide; not 1, so that no axis
-    broadcasts by accident. Raises GradError[TG411] if there are none up to 40.
+    Distinct where they meet in one node, so that a transposed or tiled axis cannot hide. Not 1, so that no axis
+    broadcasts by accident; not 2, where "the others" are one: softmax, cross-entropy and rotations then obey wrong
+    rules too. Raises GradError[TG411] if there are none up to 40.
     """
     binding = dict(given or {})
     owed = list(graph.obligations)
@@ -100,25 +102,25 @@ def _search(
 ) -> dict[str, int] | None:
     """Depth first over the symbols, without recursion, at most 200,000 trials."""
     binding = dict(given)
-    values: list[int] = []
-    at, start = 0, 2
+    chosen: list[int] = []
+    at, start = 0, 0  # start: the first of TRIED that is left for this symbol
     for _ in range(200_000):
         if at == len(order):
             return binding
         name = order[at]
         used = {binding[n] for n in symbols.get(name, ()) if n in binding} | numbers.get(name, set())
-        for v in range(max(start, minimum(name)), LARGEST + 1):
-            if v not in used and all(_holds(o, {**binding, name: v}) for o in ready[at]):
+        for i, v in enumerate(TRIED[start:], start):
+            if v >= minimum(name) and v not in used and all(_holds(o, {**binding, name: v}) for o in ready[at]):
                 binding[name] = v
-                values.append(v)
-                at, start = at + 1, 2
+                chosen.append(i)
+                at, start = at + 1, 0
                 break
         else:
             if not at:
                 return None
             binding.pop(name, None)
             at -= 1
-            start = values.pop() + 1
+            start = chosen.pop() + 1
             binding.pop(order[at], None)
     return None
 
