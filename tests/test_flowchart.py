@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -786,3 +787,30 @@ def test_draw_and_params_take_every_option(tmp_path: Path, capsys: pytest.Captur
     assert main(["draw", f"{tmp_path}/own.py:f", "-o", str(tmp_path / "y.svg"), "--freeze", "w"]) == 2
     said = "ModelError[TG945] own.py:f gives a graph, in which it is settled what is trained\n"
     assert capsys.readouterr().err == said
+
+
+def weights_drawn(text: str) -> int:
+    """Weights in a terminal's picture: each box as often as the frames around it say."""
+    total, times = 0, [1]
+    for line in text.splitlines():
+        if found := re.search(r"┌ .*?×(\d+)", line):
+            times.append(times[-1] * int(found[1]))
+        elif "└─" in line:
+            times.pop()
+        elif re.match(r"[│ ]*■ (?!Highlighted)", line):
+            total += times[-1]
+    return total
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_every_weight_of_a_chain_is_in_the_picture(seed: int) -> None:
+    """Whatever repeats, however short: boxes times the frames around them are all weights of the graph."""
+    rng = random.Random(seed)
+    d = tg.dim("d")
+    motif = [rng.choice([tg.tanh, tg.relu, tg.sigmoid]) for _ in range(rng.randint(1, 4))]
+    fns = motif * rng.randint(1, 5) + [rng.choice([tg.tanh, tg.exp]) for _ in range(rng.randint(0, 4))]
+    x = tg.input("x", (tg.dim("n"), d))
+    for i, fn in enumerate(fns):
+        x = fn(x @ tg.param(f"l{i}.w", (d, d))) + (x if rng.random() < 0.1 else 0.0)
+    for level in ("flowchart", "ops"):
+        assert weights_drawn(tg.draw(x, level=level).text) == len(fns)

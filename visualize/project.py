@@ -113,7 +113,12 @@ class Projection:
                 if part.body is None or len(first) == 1:
                     inner += [(i.items, i.form, within) for i in layers]
                     continue
-                several = [p for p in parts_of(first, part.body) if isinstance(p.runs[0][0], Layer)]
+                bodies = list(self.folded.cut(first, part.body))
+                several = [p for p in bodies if isinstance(p.runs[0][0], Layer)]
+                for p in bodies:
+                    if p.times > 1 and p not in several:
+                        own = self._frame(p, within)
+                        self.block_of.update((i, own) for i in p.runs[0] if isinstance(i, Tensor))
                 if len(several) == 1:
                     inner += [(i.items, i.form, within) for i in layers]
                 for p in several if len(several) > 1 else ():

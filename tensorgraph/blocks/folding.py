@@ -66,8 +66,10 @@ class Fold:
         return found
 
     def cut(self, items: Sequence[Tensor | Layer], form: Form | None) -> Iterator[Part]:
-        """Items, repeated stretches as one part; each alone if nothing is to be folded."""
-        return parts_of(items, form) if self.folds and form is not None else (Part(((i,),)) for i in items)
+        """Items, repeated stretches as one part if that is telling; each alone if nothing is to be folded."""
+        for part in parts_of(items, form) if self.folds and form is not None else [Part((tuple(items),))]:
+            whole = part.body is not None and (part.telling or part.times == 1)
+            yield from [part] if whole else [Part(((i,),)) for run in part.runs for i in run]
 
     def flat(self) -> Fold:
         """The same graph with nothing folded: every node stands for itself."""
