@@ -814,3 +814,14 @@ def test_every_weight_of_a_chain_is_in_the_picture(seed: int) -> None:
         x = fn(x @ tg.param(f"l{i}.w", (d, d))) + (x if rng.random() < 0.1 else 0.0)
     for level in ("flowchart", "ops"):
         assert weights_drawn(tg.draw(x, level=level).text) == len(fns)
+
+
+def test_a_layer_with_another_constant_or_another_training_is_left_out() -> None:
+    d = tg.dim("d")
+    x = y = tg.input("x", (tg.dim("n"), d))
+    for i in range(21):
+        x = tg.tanh((x @ tg.param(f"l{i}.w", (d, d))) * (2.0 if i == 10 else 1.5))
+        y = tg.tanh(y @ tg.param(f"l{i}.w", (d, d), trained=i != 10))
+    for drawn in (tg.draw(x).text, tg.draw(y).text):
+        assert re.findall(r"×(\d+)", drawn) == ["10", "10"]
+        assert weights_drawn(drawn) >= 20

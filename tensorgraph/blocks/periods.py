@@ -69,7 +69,7 @@ def _chain(form: Form, offsets: list[int], start: int, period: int, times: int) 
     best: tuple[int, int] = (0, 1)
     first = 0
     for t in range(1, times + 1):
-        if t == times or not _follows(views[t - 1], views[t], offsets, start + (t - 1) * period, period):
+        if t == times or not _follows(form, views[t - 1], views[t], offsets, start + (t - 1) * period, period):
             if t - first > best[1]:
                 best = (first, t - first)
             first = t
@@ -100,10 +100,15 @@ def _body(form: Form, offsets: list[int], at: int, period: int) -> tuple[Any, li
     return tuple(steps), list(outside)
 
 
-def _follows(before: Any, now: Any, offsets: list[int], at: int, period: int) -> bool:
-    """Whether a run equals the one before, which begins at step `at`, and reads a node of it."""
+def _follows(form: Form, before: Any, now: Any, offsets: list[int], at: int, period: int) -> bool:
+    """Whether a run equals the one before, which begins at step `at`, and reads a node of it.
+
+    Equal are the kinds of what both take from outside too: constants with their values, weights with their training.
+    """
     low, high = offsets[at], offsets[at + period]
-    return before[0] == now[0] and any(r < 0 and low <= -1 - r < high for r in now[1])
+    if before[0] != now[0] or not any(r < 0 and low <= -1 - r < high for r in now[1]):
+        return False
+    return all(form.slots[a] == form.slots[b] for a, b in zip(before[1], now[1], strict=True) if a >= 0 and b >= 0)
 
 
 def _source(refs: list[Ref]) -> Source:
