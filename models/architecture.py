@@ -15,7 +15,7 @@ from tensorgraph.nn import Parameter
 from . import presets
 from .decoder import Decoder, Planner, Sizes
 from .model import Model
-from .settings import Settings
+from .settings import FIELDS, Settings
 
 log = logging.getLogger("tensorgraph")
 Names = tuple[tuple[str, str], ...]
@@ -138,7 +138,13 @@ def builder(table: Mapping[str, Architecture]) -> Callable[..., Model]:
         repeated. `changes` replace fields of the config.
         Raises ModelError: TG910 unknown preset, TG911 unknown architecture, TG912 and TG913 settings.
         """
-        config = {**(presets.config(source) if isinstance(source, str) else source), **changes}
-        return find(config, table)[1].build(config, symbolic=symbolic, layers=layers)
+        config = presets.config(source) if isinstance(source, str) else source
+        found = find({**config, **changes}, table)[1]
+        own = {*config, *found.defaults, *found.synonyms}
+        if unknown := [key for key in changes if key.partition(".")[0] not in {*own, *FIELDS, "architectures"}]:
+            near = difflib.get_close_matches(unknown[0], own, 3, 0.6)
+            hint = f"did you mean {', '.join(near)}?" if near else None
+            raise ModelError("TG912", f"{found.model_type} has no setting {unknown[0]!r}", hint=hint)
+        return found.build({**config, **changes}, symbolic=symbolic, layers=layers)
 
     return build

@@ -375,3 +375,12 @@ def test_errors(wrong, message):
     with pytest.raises(ModelError) as e:
         wrong()
     assert e.value.report() == message
+
+
+def test_a_misspelt_setting_is_not_ignored():
+    with pytest.raises(tg.ModelError) as e:
+        build("gpt2", n_layers=2)
+    assert (
+        e.value.report()
+        == "ModelError[TG912] gpt2 has no setting 'n_layers'\n  hint: did you mean n_layer, num_hidden_layers?"
+    )
