@@ -52,8 +52,9 @@ def compile(
     `donate`: {output: input} pairs; that input's array is overwritten with the output, in place where possible.
     `debug="nonfinite"`: the first node that produces nan or inf is an error. `trace`: a folder for each pass.
     `backend`: "auto" is generated C for a training step where a compiler is found, and NumPy otherwise.
-    `strict`: generated C takes exp, tanh and erf of float32 from libm, and small products round twice per element; else
-    they are polynomials and fused. Both give the same bits from run to run, for any number of threads.
+    `strict`: generated C takes exp, tanh and erf of float32 from libm, small products round twice per element, and any
+    number of threads gives the same bits; else exp, tanh and erf are polynomials, and large products are cut by the
+    number of threads: the same bits from run to run.
     `remat`: forward values that backward reads are kept ("none") or computed again, layer by layer ("block"), also the
     layers' own inputs ("full"), or for as few layers as bring the peak under "budget=2GB" (which needs `binding`).
     `memory_limit`: bytes that a call may need in all; by default what the system has free.

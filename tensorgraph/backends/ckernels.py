@@ -102,7 +102,7 @@ class Kernels:
         columns = ["{" + ", ".join(self.size(row[i]) for row in batches) + "}" for i in range(4)]
         sizes = [self.size(d) for d in (m, n, k)]
         strides = [self.size(d) for d in (a0, a1, b0, b1, n)]
-        fields = ", ".join([str(int(kind.size == 8)), *sizes, *columns, *strides, a, b, self.pointer(out)])
+        fields = ", ".join([str(int(kind.size == 8)), "TG_FIXED", *sizes, *columns, *strides, a, b, self.pointer(out)])
         return [f"{{ const Gemm g = {{{fields}}}; c->rt->gemm(c, &g); }}"]
 
     def _batches(self, x: Value, y: Value, a: Layout, b: Layout, lead: Shape, step: Dim) -> list[list[Dim]] | None:

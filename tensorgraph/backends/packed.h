@@ -59,7 +59,7 @@ TG_PART void tg_packed(Call *c, Packed g) {
         const int64_t n = g.n - g.from < TG_ROWS ? g.n - g.from : TG_ROWS;
         void *a[] = {&g, rows};
         tg_run(c, tg_unpack, a, n, n * g.k / 131072 > 1 ? 4 : 1, 16);
-        const Gemm f = {0, g.m, n, g.k, {1, 1, 1}, {0}, {0}, {0}, g.k, 1, 1, g.k, g.n, g.x, rows, g.y + g.from};
+        const Gemm f = {0, TG_FIXED, g.m, n, g.k, {1, 1, 1}, {0}, {0}, {0}, g.k, 1, 1, g.k, g.n, g.x, rows, g.y + g.from};
         c->rt->gemm(c, &f);
     }
 }

@@ -1,5 +1,6 @@
 /* One thread pool that owns all cores, and matrix products cut over it, each part a call of a one-thread BLAS.
-   How work is cut depends on sizes alone, never on the number of threads: the same bits for any number of them. */
+   How work is cut depends on sizes alone, never on the number of threads, so that any number of them gives the same bits;
+   only fast mode cuts large products by it. */
 #define _GNU_SOURCE
 #include "runtime.h"
 #include <pthread.h>
@@ -168,12 +169,13 @@ static void gemm(Call *c, const Gemm *g) {
     } else if (flops < 2e6) {
         product(g, g->a, g->b, g->c, g->m, g->n);
     } else {
-        int rows = g->m >= g->n;
-        int64_t n = rows ? g->m : g->n, parts = n / 64;
-        int64_t fit = flops < 1.6e7 ? 2 : flops < 2.5e8 ? 4 : 8;
-        parts = parts > fit ? fit : parts < 1 ? 1 : parts;
+        /* BLAS packs both factors anew in every part: as few parts as keep all threads busy, and of columns unless there
+           are few. An element is summed in the order of k whatever the part, but BLAS does not promise it. */
+        int64_t parts = flops < 1.6e7 ? 2 : g->fixed ? 4 : c->threads;
+        int rows = g->m >= 4 * g->n || (g->n / 64 < parts && g->m > g->n);
+        int64_t n = rows ? g->m : g->n, most = n / 64 > 1 ? n / 64 : 1;
         args[1] = (void *)(intptr_t)(rows ? 1 : 2);
-        run(c, gemm_part, args, n, parts, 16);
+        run(c, gemm_part, args, n, parts > most ? most : parts, 16);
     }
     if (threads != 1 && blas_set) blas_set(threads);
 }

@@ -8,14 +8,19 @@
 #else
 #define TG_PART static __attribute__((noipa, unused)) /* called often: inlined, a long program compiles for minutes */
 #endif
+#ifdef TG_STRICT
+#define TG_FIXED 1
+#else
+#define TG_FIXED 0
+#endif
 #define TG_COLD __attribute__((cold)) /* calls alone: not worth the optimiser's time */
 typedef struct Rt Rt;
 typedef struct Call { /* w: scratch, `room` bytes for each of `threads` threads */
     void *const *p; const int64_t *s; const Rt *rt; char *w; int64_t room, threads, bad;
 } Call;
 typedef void (*Fn)(Call *, void *const *, int64_t, int64_t, int64_t, char *);
-typedef struct Gemm {
-    int64_t wide, m, n, k, batch[3], as[3], bs[3], cs[3], a0, a1, b0, b1, ldc;
+typedef struct Gemm { /* fixed: cut alike for any number of threads */
+    int64_t wide, fixed, m, n, k, batch[3], as[3], bs[3], cs[3], a0, a1, b0, b1, ldc;
     const void *a, *b; void *c;
 } Gemm;
 typedef struct Range { const void *p; int64_t n, size, low, high, ignores, ignored; } Range; /* size -1: unsigned */
