@@ -83,20 +83,20 @@ class Net:
         self._state = stacked.split(values)
 
     # -- calling
-    def __call__(self, **inputs: Any) -> dict[str, Array]:
+    def __call__(self, *unnamed: Any, **inputs: Any) -> dict[str, Array]:
         """Outputs under transformers' names: `logits`, and `loss` if there are labels.
 
         `use_cache` and `return_dict` are taken and change nothing.
-        Raises DataError: TG512 an unknown input, TG501 an absent one, TG502 a shape, TG503 a dtype, TG504 an id out of
-        range, TG510 too many positions; StateError[TG610] if there are no values.
+        Raises DataError: TG512 an unknown input or one without a name, TG501 an absent one, TG502 a shape, TG503 a
+        dtype, TG504 an id out of range, TG510 too many positions; StateError[TG610] if there are no values.
         """
-        arrays, names = self._arrays(inputs)
+        arrays, names = self._arrays(inputs, unnamed)
         step = self.compiled(("outputs", names), lambda: self._compile(self._outputs(names)))
         result: dict[str, Array] = step(self.values(), **used(step, arrays))
         return result
 
     def value_and_grad(
-        self, *, cotangents: Mapping[str, Any] | None = None, wrt_inputs: Iterable[str] = (), **inputs: Any
+        self, *unnamed: Any, cotangents: Mapping[str, Any] | None = None, wrt_inputs: Iterable[str] = (), **inputs: Any
     ) -> tuple[float, dict[str, Array]]:
         """The loss, and its gradient in every trained parameter, by the names and in the layout of the file.
 
@@ -104,7 +104,7 @@ class Net:
         `cotangents` {output: R} takes the sum of R · output in place of the loss; `wrt_inputs` adds float inputs.
         Raises as calling, and ModelError[TG916] without labels or cotangents.
         """
-        arrays, names = self._arrays(inputs)
+        arrays, names = self._arrays(inputs, unnamed)
         given, wrt = {k: array_of(k, v) for k, v in (cotangents or {}).items()}, tuple(wrt_inputs)
         key = ("gradients", names, tuple(sorted(given)), wrt)
         step = self.compiled(key, lambda: self._compile(self._gradients(names, tuple(given), wrt)))
@@ -180,8 +180,11 @@ class Net:
         self.state = self.model.init(seed, self.model.binding)
         return self
 
-    def _arrays(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Array], tuple[str, ...]]:
+    def _arrays(self, inputs: Mapping[str, Any], unnamed: tuple[Any, ...]) -> tuple[dict[str, Array], tuple[str, ...]]:
         """The arrays, and the names of all inputs: theirs and those of flags that are true."""
+        if unnamed:
+            hint = f"net({self.model.needs[0]}=...)"
+            raise DataError("TG512", "inputs are given by name, as to transformers' forward", hint=hint)
         flags = [name for name in self.model.flags if inputs.get(name)]
         given = {name: value for name, value in inputs.items() if name not in self.model.flags}
         arrays = {n: array_of(n, value) for n, value in given.items() if value is not None and n not in WITHOUT_EFFECT}

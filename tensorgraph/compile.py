@@ -20,6 +20,7 @@ from .cost import Cost
 from .errors import BackendError, DataError, GradError, GraphError, SizeError, StateError, TensorgraphError
 from .graph import Graph
 from .op import operand
+from .ops.random import generator
 from .optim import Optimizer
 from .passes import fuse, memory, orient, rewrite
 from .passes import program as programs
@@ -434,12 +435,18 @@ class Compiled:
         return out
 
     def _need_finite(self, P: Mapping[str, Any], binding: Mapping[str, int]) -> None:
-        """Raise GradError[TG405] naming the first node that makes nan or inf, on the graph as it was written."""
+        """Raise GradError[TG405] naming what is given nan, or else the first node that makes nan or inf.
+
+        On the graph as it was written.
+        """
         from .gradcheck.finite import first_nonfinite  # what only a debugging call needs
 
         found = first_nonfinite(self.graph, {t: P[k] for t, k in self.keys.items() if k in P}, binding)
         if found is not None:
             t = found.node
+            if not t.inputs:
+                kind = "parameter" if t.op.name == "param" else t.op.name
+                raise GradError("TG405", f"the {kind} {t.label} is given {found.value}", operands=[operand(t)])
             side = ", in the backward pass" if t.scope.backward else ""
             raise GradError(
                 "TG405",
@@ -728,12 +735,7 @@ def _misfit(t: Tensor, shape: tuple[int, ...]) -> bool:
 
 def _draw(name: str, seed: int, p: Tensor, binding: Mapping[str, int]) -> Any:
     """An initial value where no module says better: normal with deviation 0.02; zeros for biases, ones for norms."""
-    import hashlib
-
-    shape = interpret.shape_of(p, binding)
-    rng = np.random.default_rng(
-        [seed, int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")]
-    )
+    shape, rng = interpret.shape_of(p, binding), generator(seed, name)
     if len(shape) == 1:
         return np.ones(shape) if p.attrs.get("component") == "norm" and not name.endswith("bias") else np.zeros(shape)
     normal = rng.standard_normal(shape)

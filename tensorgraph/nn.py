@@ -14,10 +14,12 @@ from .op import operand
 from .ops import leaf
 from .ops import nn as F
 from .ops.indexing import take
+from .ops.random import generator
+from .symbolic import Symbolic
 from .tensor import Loop, Scope, Tensor, _hooks, scope
 
 
-class Parameter:
+class Parameter(Symbolic):
     """A learned array. Sharing one object between modules ties the weight: it is stored, counted and trained once.
 
     shape: sizes; `init`: how `Module.init` draws it ("normal", "zeros", "ones", "uniform", or a function
@@ -87,6 +89,9 @@ class Parameter:
     def T(self) -> Tensor:
         return self.__tensor__().T
 
+    def __bool__(self) -> bool:  # whether it is there, as in `if self.bias`
+        return True
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or not hasattr(Tensor, name):
             raise AttributeError(name)
@@ -124,7 +129,15 @@ for _name in (
     "matmul",
     "rmatmul",
     "pow",
+    "rpow",
     "neg",
+    "abs",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "len",
+    "iter",
     "getitem",
 ):
     setattr(Parameter, f"__{_name}__", _forward_operator(f"__{_name}__"))
@@ -259,19 +272,17 @@ class Module:
     def init(
         self, seed: int = 0, binding: Any = None, dtype: Any = None, only: Iterable[str] | None = None
     ) -> dict[str, Any]:
-        """Fresh values for all parameters (`only`: those with these names), from a seeded generator per name."""
-        import hashlib
+        """Fresh values for all parameters (`only`: those with these names), from a seeded generator per name.
 
-        import numpy as np
-
+        Raises DataError[TG525] for a seed that is no whole number, or negative.
+        """
         values = dims.binding(getattr(self, "binding", None), binding)
         out = {}
         every = self.named_parameters()
         for name, p in (every if only is None else {n: every[n] for n in only}).items():
             shape = tuple(dims.evaluate(d, values) for d in p.shape)
-            key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
-            rng = np.random.default_rng([seed, key])
-            out[name] = draw(p, rng, shape).astype(dtypes.dtype(dtype).np if dtype is not None else p.dtype.np)
+            kind = p.dtype if dtype is None else dtypes.dtype(dtype)
+            out[name] = draw(p, generator(seed, name), shape).astype(kind.np)
         return out
 
     def total(self, trained: bool | None = None) -> Dim:

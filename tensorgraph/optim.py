@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, cast
 
 from . import dims
 from .errors import ModelError
-from .op import Bad, InputSpec, S, clash, op
+from .op import Bad, InputSpec, S, clash, need_dtype, op
 from .ops.elementwise import add, cos, exp, expm1, maximum, minimum, mul, sqrt
 from .ops.elementwise import cast as cast_
 from .ops.leaf import const, input
@@ -23,7 +23,9 @@ SQUARES, SHARE = (
 Rate: TypeAlias = "float | Tensor | Callable[[Tensor], Tensor]"
 
 
-def _adamw_dtype(p: Tensor, g: Tensor, m: Tensor, v: Tensor, *_: Any, **__: Any) -> Any:
+def _adamw_dtype(p: Tensor, g: Tensor, m: Tensor, v: Tensor, *rates: Tensor, **_: Any) -> Any:
+    for t, slot in zip((p, g, m, v, *rates), ("p", "g", "m", "v", "rate", "c1", "c2"), strict=True):
+        need_dtype("adamw", t, "f", slot)
     return p.dtype, m.dtype, v.dtype
 
 
@@ -46,6 +48,7 @@ def _adamw_shape(p: Tensor, *rest: Tensor, **_: Any) -> Any:
     samples=[
         S("B d", "B d", "B d", SQUARES, SHARE, SHARE, SHARE, b1=0.9, b2=0.95, eps=1e-8, decay=0.1),
         Bad("B d", "d B", "B d", "B d", "", "", "", match="g must have the shape of p"),
+        Bad(*[InputSpec("B", "int32")] * 4, "", "", "", match="must be floating"),
     ],
 )
 def adamw(

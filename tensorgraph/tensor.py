@@ -18,6 +18,7 @@ from .dims import Dim, Shape
 from .dtypes import DType
 from .errors import DTypeError, GraphError, Loc, OpError, ShapeError, caller, place
 from .op import Op, operand
+from .symbolic import Symbolic, not_a_condition
 
 LITERAL_LIMIT = 64  # law 3: larger arrays are inputs or parameters, never part of a graph
 
@@ -137,7 +138,7 @@ def scope(name: str, kind: str = "", component: str = "", loop: Loop | None = No
 _serial = 0
 
 
-class Tensor:
+class Tensor(Symbolic):
     """One node: an op applied to inputs, in a layer scope, with a symbolic shape and a dtype; never a value.
 
     Equal nodes of one scope are the same object. An op with several outputs makes a node whose `specs` hold
@@ -158,7 +159,6 @@ class Tensor:
         "shape",
         "specs",
     )
-    __array_priority__ = 1000.0
 
     op: Op
     inputs: tuple[Tensor, ...]
@@ -324,10 +324,12 @@ class Tensor:
 
     def __len__(self) -> int:
         if not self.shape or type(self.shape[0]) is not int:
+            why = "its first size is not a number" if self.shape else "a scalar has no axes"
             raise ShapeError(
                 "TG111",
-                f"len() of {self.label or self.op.name}: its first size is not a number",
+                f"len() of {self.label or self.op.name}: {why}",
                 operands=[operand(self)],
+                hint="x.shape[0] is that size, and an op takes the whole axis at once" if self.shape else None,
             )
         return self.shape[0]
 
@@ -342,16 +344,6 @@ class Tensor:
             operands=[operand(self)],
             hint="choose with tg.where(condition, a, b)",
         )
-
-    def __array__(self, *_: Any, **__: Any) -> Any:
-        raise GraphError(
-            "TG303",
-            f"{self.label or self.op.name} is a node of a graph, not an array",
-            operands=[operand(self)],
-            hint="y.eval(x=...) computes it; tg.op functions take it as it is",
-        )
-
-    __array_ufunc__ = None  # NumPy then leaves `array + tensor` to Tensor.__radd__
 
     def __getitem__(self, index: Any) -> Tensor:
         return cast("Tensor", _hooks["getitem"](self, index))
@@ -650,9 +642,14 @@ def _lift(op: Op, values: list[Any]) -> list[Any]:
             out.append(None)
         elif v is None:
             raise OpError("TG255", f"{op.name}: argument {p.name!r} is None", notes=[f"{op.name}{_signature(op)}"])
+        elif isinstance(v, (bool, int, float)) and len(out) < CONDITIONS.get(op.name, 0):
+            raise not_a_condition(op.name, p.name, v)
         else:
             out.append(as_tensor(v, like))
     return out
+
+
+CONDITIONS = {"where": 1, "logical_and": 2, "logical_or": 2, "logical_not": 1}  # how many first inputs are truth values
 
 
 def retype_error(op: Op, x: Tensor) -> DTypeError:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from . import autodiff
 from .dims import Dim
 from .dims import dim as symbol
@@ -17,6 +15,7 @@ from .gradcheck.sampling import sample_values, small_sizes
 from .graph import Graph
 from .op import REGISTRY, BadSample, InputSpec, Op, Sample
 from .ops.leaf import input as input_
+from .ops.random import generator
 from .tensor import Tensor
 
 
@@ -72,7 +71,7 @@ class Case(NamedTuple):
 
     def values(self, sizes: dict[str, int], seed: int = 0) -> dict[Tensor, Any]:
         """A value for every input, in the op's domain or where the sample says."""
-        rng = np.random.default_rng(seed)
+        rng = generator(seed)
         out = sample_values(self.graph, sizes, rng)
         for t, spec in zip(self.inputs, self.sample.inputs, strict=True):
             if t is not None and spec is not None and (spec.low, spec.top) != (InputSpec("").low, InputSpec("").top):

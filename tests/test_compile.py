@@ -235,6 +235,18 @@ def test_the_first_value_that_is_not_finite_is_named():
     assert first(g, x=np.zeros(3, "f4")).endswith("is the first to produce inf, in the backward pass")
 
 
+def test_what_is_given_and_is_not_finite_is_named():
+    x, w, m = tg.input("x", (3,)), tg.param("w", (3,)), tg.input("m", (3,))
+    f = tg.compile((tg.softmax(x + m) * w).sum(), debug="nonfinite")
+    good = {"x": np.ones(3, "f4"), "m": np.array([0, -np.inf, 0], "f4")}
+    assert np.isfinite(f({"w": np.ones(3, "f4")}, **good)), "a mask's -inf is no fault"
+    bad = np.array([1, np.nan, 3], "f4")
+    assert first(f, {"w": np.ones(3, "f4")}, **{**good, "x": bad}) == "GradError[TG405] the input x is given nan"
+    assert first(f, {"w": bad}, **good) == "GradError[TG405] the parameter w is given nan"
+    big = tg.compile(x * 2.0, debug="nonfinite")
+    assert first(big, x=np.array([1, np.inf, 3], "f4")) == "GradError[TG405] the input x is given inf"
+
+
 def test_debugging_leaves_state_alone_when_it_fails():
     p, t = tg.ops.leaf.param("p", (2,)), tg.input("t", ())
     step = tg.compile((tg.log(p) * t).sum(), update=tg.optim.SGD(lr=1.0), debug="nonfinite")

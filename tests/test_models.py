@@ -424,6 +424,13 @@ def test_wrong_inputs(inputs, kind, message):
     assert re.sub(r"\w+\.py:\d+", "WHERE", str(e)) == message
 
 
+def test_inputs_have_names():
+    net = net_of(GPT2)
+    for call in (net, net.value_and_grad):
+        e = raised(lambda call=call: call([[1, 2]]))
+        assert str(e) == ("[TG512] inputs are given by name, as to transformers' forward\n  hint: net(input_ids=...)")
+
+
 def test_a_gradient_needs_a_loss():
     e = raised(lambda: net_of(GPT2).value_and_grad(input_ids=IDS))
     assert type(e) is ModelError

@@ -176,6 +176,22 @@ def test_initial_values_are_seeded_by_name():
     assert Model().init(0, "V=7,d=4,f=8", dtype="bfloat16")[name].dtype == tg.bfloat16.np
 
 
+@pytest.mark.parametrize("seed", [-1, 1.5, "7", None, True])
+def test_a_seed_is_a_whole_number(seed):
+    w = tg.param("w", (3,))
+    step = tg.compile(w.sum(), update=tg.optim.SGD(lr=0.1))
+    for use in (
+        lambda: Linear(2, 3).init(seed),
+        lambda: step.init(seed=seed),
+        lambda: tg.check_grads(tg.tanh(w).sum(), seed=seed),
+        lambda: tg.check_function(np.sin, lambda g, x: g * np.cos(x), 0.3, seed=seed),
+    ):
+        with pytest.raises(TensorgraphError) as info:
+            use()
+        assert str(info.value) == f"[TG525] a seed is a whole number, 0 or more, not {seed!r}"
+    assert Linear(2, 3).init(np.int64(3)).keys()
+
+
 def test_other_initialisations():
     class Net(tg.Module):
         def __init__(self):

@@ -17,6 +17,7 @@ from ..errors import GradError, TensorgraphError
 from ..graph import Graph
 from ..interpret import compute, evaluate
 from ..ops.leaf import INPUT
+from ..ops.random import generator
 from ..tensor import Tensor, as_tensor, topological
 from .finite import locate
 from .nodes import Finding, Place, Site, check_site, definition, input_names, moving, opens
@@ -80,7 +81,7 @@ def _check(
         graph = Graph({k: unroller.value(t) for k, t in symbolic.outputs.items()}, name=declared.name)
     sizes = small_sizes(graph, parse_binding(binding) if binding else {})
     graph.check_binding(sizes)
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
     leaves = sample_values(graph, sizes, rng, _spread(values, graph))
     cut, cut_leaves, notes = _without_surrogates(graph, leaves, sizes)
     run = _Run(cut, sizes, cut_leaves, rng, directions, _wanted(graph, wrt))

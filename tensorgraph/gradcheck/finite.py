@@ -16,7 +16,7 @@ from .report import NONFINITE, Entry
 
 
 class Nonfinite(NamedTuple):
-    """A node that makes NaN or infinity of finite inputs (or NaN of infinite ones)."""
+    """A leaf that is given NaN, or a node that makes NaN or infinity of finite inputs (or NaN of infinite ones)."""
 
     node: Tensor
     value: str
@@ -36,7 +36,8 @@ def first_nonfinite(
     """The first node of a graph, in the order of computing, that makes a non-finite value of what it is given.
 
     `values` are keyed by the names of inputs and parameters, or by the leaves themselves, and keep their dtypes; sizes
-    not in `binding` are read off them. An infinite constant (a mask's -inf) is not a fault, what makes NaN of it is.
+    not in `binding` are read off them. What is infinite
+    (a mask's -inf) is no fault unless NaN is made of it, or an output of what was given.
     """
     named = {**graph.inputs, **graph.params}
     have: dict[Tensor, Any] = {}
@@ -45,6 +46,10 @@ def first_nonfinite(
     sizes = dict(binding or {})
     if set(graph.symbols) - sizes.keys():
         sizes = graph.infer_binding({t.label: a for t, a in have.items()}, sizes)
+    leaves = list(have)
+    for t in leaves:
+        if _state(have[t])[1]:
+            return Nonfinite(t, "nan", {}, "forward")
     for t in graph.nodes:
         if t in have:
             continue
@@ -52,6 +57,8 @@ def first_nonfinite(
             have[t] = compute(t, [have[x] for x in t.inputs], sizes)
         if (found := _fault(t, have)) is not None:
             return found
+    if any(_state(have[y])[0] for y in graph.outputs.values()):
+        return next((Nonfinite(t, "inf", {}, "forward") for t in leaves if _state(have[t])[0]), None)
     return None
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..complex_numpy import guarded
 from ..errors import GradError
+from ..ops.random import generator
 from .explain import explain
 from .nodes import value_range
 from .reference import (
@@ -69,7 +70,7 @@ def _check(
     start = time.perf_counter()
     if not any(map(_is_float, args)):
         raise GradError("TG414", f"{label} is given no floating argument: there is no gradient to check")
-    subject = _Subject(f, given, kind, args, names, label, np.random.default_rng(seed))
+    subject = _Subject(f, given, kind, args, names, label, generator(seed))
     entries = subject.misbehaves()
     if not entries:
         wanted = [j for j, a in enumerate(args) if _is_float(a) and not (j in numbers and subject.given[j] is None)]

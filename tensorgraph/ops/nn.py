@@ -194,12 +194,13 @@ def _(g: Tensor, y: Tensor, x: Tensor) -> Any:
 
 def _norm_shape(name: str) -> Any:
     def rule(x: Tensor, *weights: Tensor | None, **_: Any) -> Shape:
+        axis_of(name, -1, x)
         for w, slot in zip(weights, ("weight", "bias"), strict=False):
-            if w is not None and (w.ndim != 1 or not x.shape or not dims.same(w.shape[0], x.shape[-1])):
+            if w is not None and (w.ndim != 1 or not dims.same(w.shape[0], x.shape[-1])):
                 raise clash(
                     "TG119",
                     f"{name}: {slot} must have the size of the last axis of x",
-                    (x, "x", -1 if x.shape else None),
+                    (x, "x", -1),
                     (w, slot, None),
                 )
         return x.shape
@@ -213,7 +214,13 @@ def _norm_shape(name: str) -> Any:
     flops=_cost(8),
     style="norm",
     title="LayerNorm",
-    samples=[S("B T d", "d", "d"), S("B d", "d", None), S("T d", None, None), Bad("B d", "f", "f", match="last axis")],
+    samples=[
+        S("B T d", "d", "d"),
+        S("B d", "d", None),
+        S("T d", None, None),
+        Bad("B d", "f", "f", match="last axis"),
+        Bad("", None, None, match="axis -1 out of range"),
+    ],
 )
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-5) -> Tensor:
     """(x - mean) / sqrt(variance + eps) over the last axis, times weight, plus bias (Ba et al. 2016)."""
@@ -239,7 +246,13 @@ def _(g: Tensor, y: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | Non
     flops=_cost(5),
     style="norm",
     title="RMSNorm",
-    samples=[S("B T d", "d"), S("T d", None), S("B d", "d", eps=1e-3, offset=1.0), Bad("B d", "f", match="last axis")],
+    samples=[
+        S("B T d", "d"),
+        S("T d", None),
+        S("B d", "d", eps=1e-3, offset=1.0),
+        Bad("B d", "f", match="last axis"),
+        Bad("", None, match="axis -1 out of range"),
+    ],
 )
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float = 1e-6, offset: float = 0.0) -> Tensor:
     """x / sqrt(mean(x^2) + eps) over the last axis, times offset + weight (Zhang and Sennrich 2019; Gemma: 1)."""
@@ -259,8 +272,10 @@ def _(g: Tensor, y: Tensor, x: Tensor, weight: Tensor | None, eps: float, offset
 
 
 def _rope_shape(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Shape:
+    axis_of("rope", -1, x)
     half = dims.div(x.shape[-1], 2)
     for t, slot in ((cos, "cos"), (sin, "sin")):
+        axis_of("rope", -1, t, slot)
         if not dims.same(t.shape[-1], half):
             raise clash(
                 "TG120",
@@ -282,6 +297,7 @@ def _rope_shape(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Shape
         S("B H T 4", "T 2", "T 2"),
         S("B H T 4", "B 1 T 2", "B 1 T 2", interleaved=True),
         Bad("B T 6", "T 2", "T 2", match="half the size"),
+        Bad("", "", "", match="axis -1 out of range"),
     ],
 )
 def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
@@ -441,6 +457,7 @@ def _xent_shape(logits: Tensor, labels: Tensor, ignore: int | None, reduction: s
     need_dtype("cross_entropy", labels, "i", "labels")
     if reduction not in ("mean", "sum", "none"):
         raise OpError("TG258", f"cross_entropy: reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
+    axis_of("cross_entropy", -1, logits, "logits")
     if not dims.same_shape(logits.shape[:-1], labels.shape):
         raise clash(
             "TG122",
@@ -464,6 +481,7 @@ def _xent_shape(logits: Tensor, labels: Tensor, ignore: int | None, reduction: s
         S("B V", ids("B", "V"), reduction="sum", ignore=1),
         Bad("B V", ids("T", "V"), match="without the last axis"),
         Bad("B V", "B", match="must be integer"),
+        Bad("", ids("", "V"), match="axis -1 out of range"),
     ],
 )
 def cross_entropy(logits: Tensor, labels: Tensor, ignore: int | None = -100, reduction: str = "mean") -> Tensor:

@@ -66,6 +66,8 @@ def _(xp: Any, x: Any, w: Any, scale: Any, out: Any = None) -> Any:
 
 def _rows_shape(w: Tensor, scale: Tensor | None, places: Tensor, dtype: Any) -> Shape:
     need_dtype("packed_rows", places, "i", "ids")
+    if w.ndim != 2:
+        raise clash("TG126", "packed_rows: w must be a table [V, d]", (w, "w", None))
     _need_scale("packed_rows", w, scale)
     return (*places.shape, *w.shape[1:])
 

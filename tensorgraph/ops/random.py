@@ -1,16 +1,34 @@
-"""Counter-based random numbers: the same bits for (seed, the node's place in the model), on every backend."""
+"""Random numbers of a graph, counter-based: the same bits for (seed, the node's place in the model), on every backend.
+
+And the generator of what is drawn outside graphs: first values, and the values that checks take.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from typing import Any, cast
 
+import numpy as np
+
 from .. import dims, dtypes
+from ..errors import DataError
 from ..op import Bad, InputSpec, S, need_dtype, op
 from ..tensor import Tensor
 from .elementwise import cast as cast_
 from .elementwise import cos, less, log, sqrt, where
 from .leaf import const
+
+
+def generator(seed: Any, name: str | None = None) -> np.random.Generator:
+    """NumPy's generator for a seed, and a name if one is given. Raises DataError[TG525] for a seed that is none."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise DataError("TG525", f"a seed is a whole number, 0 or more, not {seed!r}")
+    if name is None:
+        return np.random.default_rng(seed)
+    return np.random.default_rng(
+        [int(seed), int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")]
+    )
+
 
 M0, M1 = 0xD2511F53, 0xCD9E8D57  # Philox 4x32-10 (Salmon et al. 2011)
 W0, W1 = 0x9E3779B9, 0xBB67AE85
@@ -77,4 +95,4 @@ def dropout(x: Tensor, rate: float, seed: Tensor) -> Tensor:
     return cast("Tensor", where(keep, x * (1.0 / (1.0 - rate)), const(0.0, x.dtype)))
 
 
-__all__ = ["dropout", "normal", "uniform"]
+__all__ = ["dropout", "generator", "normal", "uniform"]
