@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from tensorgraph.blocks import nodes_of
 from tensorgraph.tensor import Loc, Scope, Tensor
 from tensorgraph.visualize.flowchart import check_size, flowchart
 from tensorgraph.visualize.project import Projection
+from tensorgraph.visualize.runs import Passage, Place
 from tensorgraph.visualize.steps import Step
 from tensorgraph.visualize.view import Block, Box, Direction, Edge, View
 from tensorgraph.visualize.words import short_name
@@ -26,16 +27,18 @@ def backward(seen: Projection, title: str, direction: Direction | None = None, f
 class _Backward:
     def __init__(self, seen: Projection) -> None:
         self.seen = seen
-        self.group: dict[Step, list[Step]] = {}  # steps whose gradients are one box: written in one line of one layer
+        # Steps whose gradients are one box: written in one line of one layer.
+        self.group: dict[Step, list[Step]] = {step: [step] for step in seen.steps}
         self.of: dict[Key, Step] = {}
-        self.scopes, self.runs = self._first_runs()
+        lead = seen.folded.representative
+        self.scopes = {n.scope.twin: lead[n].scope.twin for n in reversed(list(lead)) if not n.scope.backward}
+        self.places = self._places()
         self.learning = self._learning()
-        for step in seen.steps:
-            self.group[step] = [step]
-            for n in step.nodes:
-                other = self.of.setdefault((n.scope.twin, n.loc), step)
-                if other is not step:
-                    self._join(other, step)
+        made = [(n, step) for step in seen.steps for n in step.nodes]
+        for n, step in sorted(made, key=lambda pair: pair[0].op.style == "view"):  # a view is a step's small change
+            other = self.of.setdefault((n.scope.twin, n.loc), step)
+            if other is not step and n.op.style != "view":
+                self._join(other, step)
         self.box_of: dict[Tensor, Step | Scope] = {}
         self.fed: set[Step | Scope] = set()  # boxes that a gradient reaches within the first run, or from outside
         self.after: set[Step | Scope] = set()  # boxes that a gradient reaches from the next run
@@ -52,23 +55,16 @@ class _Backward:
             for s in both:
                 self.group[s] = both
 
-    def _first_runs(self) -> tuple[dict[Scope, Scope], dict[Scope, tuple[int, Scope]]]:
-        """For backward scopes of later runs: that of the first run; and which stretch and opening they belong to."""
-        scopes: dict[Scope, Scope] = {}
-        runs: dict[Scope, tuple[int, Scope]] = {}
-        folded = self.seen.folded
-        for node, lead in folded.representative.items():
-            if not node.scope.backward:
-                scopes.setdefault(node.scope.twin, lead.scope.twin)
-        for number, (_, part) in enumerate(folded.repeats()):
-            for run in part.runs:
-                mark = None
-                for node in nodes_of(run):
-                    if node.scope.backward:
-                        break
-                    mark = mark or node.scope.twin
-                    runs.setdefault(node.scope.twin, (number, mark))
-        return scopes, runs
+    def _places(self) -> dict[Scope, Place]:
+        """For backward scopes, the runs that all forward nodes of the layer lie in."""
+        runs, found = self.seen.parts.runs, dict[Scope, Place]()
+        for node in self.seen.graph.nodes:
+            if not node.scope.backward and not node.op.leaf:
+                here = runs.place(node)
+                known = found.setdefault(node.scope.twin, here)
+                if known != here:
+                    found[node.scope.twin] = {i: run for i, run in known.items() if here.get(i) == run}
+        return found
 
     def view(self, title: str, direction: Direction | None, force: bool) -> View:
         seen = self.seen
@@ -115,6 +111,8 @@ class _Backward:
 
     def _gradients(self, edges: dict[tuple[str, str], Edge], ids: dict[Step | Scope, str]) -> None:
         """A gradient passes from ∂ box to ∂ box, but not from run to run of the same block."""
+        runs = self.seen.parts.runs
+        ways: dict[tuple[Step | Scope, Step | Scope], dict[tuple[int, ...], list[Passage]]] = {}
         for n, owner in self.box_of.items():
             for x in n.inputs:
                 source = self.box_of.get(x)
@@ -126,11 +124,20 @@ class _Backward:
                 self.fed.add(owner)
                 key = (ids[source], ids[owner])
                 edges.setdefault(key, Edge(*key, self.seen.shape_text(x), "gradient"))
+                here, there = (self.places.get(y.scope.twin, {}) for y in (x, n))
+                last = all(run == runs.times[i] - 1 for i, run in there.items() if i not in here)
+                ways.setdefault((source, owner), {}).setdefault((*here, -1, *there), []).append(
+                    Passage(here, there, last)
+                )
+        for (source, owner), alike in ways.items():
+            notes = dict.fromkeys(runs.note(passages, back=True) for passages in alike.values())
+            key = (ids[source], ids[owner])
+            edges[key] = replace(edges[key], note="; ".join(filter(None, notes)))
 
     def _carried(self, n: Tensor, x: Tensor) -> bool:
-        """Whether x comes from another run of the repeated block that n belongs to."""
-        here, there = self.runs.get(n.scope.twin), self.runs.get(x.scope.twin)
-        return bool(here and there and here[0] == there[0] and here[1] is not there[1])
+        """Whether x comes from another run of a repeated block that n belongs to."""
+        here, there = (self.places.get(y.scope.twin, {}) for y in (n, x))
+        return any(there.get(i, run) != run for i, run in here.items())
 
     def _saved(self, edges: dict[tuple[str, str], Edge], ids: dict[Step | Scope, str]) -> None:
         """A value of the forward that a ∂ box reads is kept until then."""

@@ -64,7 +64,8 @@ def titles(view: View) -> dict[str, str]:
     found = {names[box.id]: tooltip(box) for box in view.boxes}
     for edge in view.edges:
         about = f"{labels[edge.source]} → {labels[edge.target]}"
-        found["->".join(_ends(edge, names))] = f"{edge.label}: {about}" if edge.label else about
+        said = edge.text(True)
+        found["->".join(_ends(edge, names))] = f"{said}: {about}" if said else about
     found |= {f"cluster_b{i}": block.heading for i, block in enumerate(view.blocks)}
     return {key: clean(text) for key, text in found.items()} | {"cluster_page": clean(view.title)}
 
@@ -246,10 +247,11 @@ def _edge(edge: Edge, number: int, paint: Theme, shapes: bool, siblings: int) ->
         attributes["dir"] = "back"
     if edge.kind == "data" and siblings > 1:
         attributes["weight"] = "12"  # what branches at one box stands in one row: queries, keys and values
-    if shapes and edge.label and edge.kind != "residual":  # the shape beside the spine is that of the sum it joins
+    said = edge.text(shapes and edge.kind != "residual")  # the shape beside the spine is that of the sum it joins
+    if said:
         # The empty row lifts the text off the line, on which it would stand where the line runs level.
         lift = '<TR><TD HEIGHT="3"></TD></TR>'
-        text = f"<TR><TD>&#160;{_shown(edge.label)}&#160;</TD></TR>{lift}"
+        text = f"<TR><TD>&#160;{_shown(said)}&#160;</TD></TR>{lift}"
         attributes["label"] = f'<<TABLE BORDER="0" CELLSPACING="0" CELLPADDING="0">{text}</TABLE>>'
     return attributes
 

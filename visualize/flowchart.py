@@ -12,7 +12,8 @@ from tensorgraph.blocks import Layer
 from tensorgraph.errors import GraphError
 from tensorgraph.tensor import Tensor
 from tensorgraph.visualize.project import Projection
-from tensorgraph.visualize.steps import Flow, Step
+from tensorgraph.visualize.runs import Carried, Flow, leaving
+from tensorgraph.visualize.steps import Step
 from tensorgraph.visualize.view import SEED_LEGEND, Block, Box, Direction, Edge, EdgeKind, View, Weight
 
 MOST_BOXES = 1_500  # Graphviz lays out this many in some seconds; beyond, a picture helps nobody
@@ -66,6 +67,7 @@ class _Chart:
         self.ports = self._ports()
         self.boxes: list[Box] = []
         self.edges: dict[tuple[str, str], Edge] = {}
+        self.runs: dict[tuple[str, str], dict[str, str]] = {}  # of every edge: notes, and what they are in full
         self.stubs: dict[Any, str] = {}
         self.late: list[Box] = []  # where values go that leave the opened block
 
@@ -83,13 +85,15 @@ class _Chart:
             self.boxes.append(seen.box(step, self.frame[step]))
         for flow in self.flows:
             self._flow(flow)
+        self._carried()
         self._outputs()
         self._as_above()
         for step in self.steps:
             for p in step.weights:
                 owner = seen.owners[p]
-                if owner is not step and owner in self.inside:
-                    self._edge(seen.ids[owner], seen.ids[step], "", "tied")
+                ends = seen.ids[owner], seen.ids[step]
+                if owner is not step and owner in self.inside and ends not in self.edges:  # else its box says it
+                    self._edge(*ends, "", "tied")
         used = {b.block for b in self.boxes}
         blocks = [b for b in seen.blocks if any(u is not None and seen.within(u, b.id) for u in used)]
         if self.root is not None:
@@ -163,7 +167,8 @@ class _Chart:
             for e in edges:
                 source, target = (block.id if x in gone else x for x in (e.source, e.target))
                 if source != target:
-                    self._edge(source, target, e.label, e.kind if block.id not in (source, target) else "data")
+                    kind = e.kind if block.id not in (source, target) else "data"
+                    self._edge(source, target, e.label, kind, e.note)
 
     # -- what enters
     def _inputs(self) -> None:
@@ -193,13 +198,18 @@ class _Chart:
         return self.stubs[key]
 
     # -- what passes
-    def _edge(self, source: str, target: str, label: str, kind: EdgeKind = "data") -> None:
-        """One line per pair of boxes; several values on it are labelled together."""
+    def _edge(
+        self, source: str, target: str, label: str, kind: EdgeKind = "data", note: str = "", runs: str = ""
+    ) -> None:
+        """One line per pair of boxes; several values on it are labelled together, with their `runs` if those differ."""
         have = self.edges.get((source, target))
         if have is not None:
             labels = dict.fromkeys([*have.label.split("; "), label])
             label, kind = "; ".join(x for x in labels if x), have.kind if have.kind != "data" else kind
-        self.edges[source, target] = Edge(source, target, label, kind)
+        said = self.runs.setdefault((source, target), {})
+        said[note] = runs or note
+        note = note if len(said) == 1 else "; ".join(filter(None, dict.fromkeys(said.values())))
+        self.edges[source, target] = Edge(source, target, label, kind, note=note)
 
     def _flow(self, flow: Flow) -> None:
         seen, label = self.seen, self.seen.shape_text(flow.value)
@@ -208,18 +218,44 @@ class _Chart:
                 start = self.stubs[flow.source]
             else:
                 start = seen.ids[flow.source] if flow.source in self.inside else self.stubs[flow.value]
-            for port in self._path(flow):
+            for port in self._path(flow) if not flow.note else ():
                 self._edge(start, self.ports[port], label)
                 start = self.ports[port]
-            self._edge(start, seen.ids[flow.target], label, self.kinds.get(flow, "data"))
+            self._edge(start, seen.ids[flow.target], label, self.kinds.get(flow, "data"), flow.note, flow.runs)
         elif isinstance(flow.source, Step):
             carried = self.frame[flow.source] is not None
             key = (flow.value, "out")
             if key not in self.stubs:
-                text = f"to {seen.labels[flow.target]}" + (", or the layer after" if carried else "")
+                last = flow.note or ("or the layer after" if carried else "")
+                text = f"to {seen.labels[flow.target]}" + (f", {last}" if last else "")
                 self.stubs[key] = f"o{len(self.stubs)}"
                 self.late.append(Box(self.stubs[key], text, "output"))
             self._edge(seen.ids[flow.source], self.stubs[key], label)
+
+    def _carried(self) -> None:
+        """What a run gives to the next, unless it is all that the run is about: then its frame says so."""
+        import networkx as nx
+
+        found: dict[int, dict[tuple[Step, Tensor, int], list[Carried]]] = {}
+        for c in self.seen.parts.carried:
+            if c.source in self.inside:
+                found.setdefault(c.stretch, {}).setdefault((c.source, c.value, c.behind), []).append(c)
+        flow = nx.DiGraph([(f.source, f.target) for f in self.seen.parts.flows])
+        flow.add_nodes_from(self.steps)
+        for stretch, given in found.items():
+            frame = self.seen.frame_around(self.seen.parts.runs.parts[stretch])
+            within = {s for s in self.steps if self.seen.within(self.frame[s], frame)}
+            ((source, value, behind), ways), *others = given.items()
+            if not others and behind == 1 and within <= {source} | nx.ancestors(flow, source):
+                continue
+            for (source, value, behind), ways in given.items():
+                label = "next run" if behind == 1 else f"{behind} runs on"
+                if others:
+                    label += ": " + ", ".join(dict.fromkeys(self.seen.labels[c.target] for c in ways))
+                name = f"c{len(self.boxes)}"
+                at = next(i for i, b in enumerate(self.boxes) if b.id == self.seen.ids[source])
+                self.boxes.insert(at + 1, Box(name, label, "output", block=frame, tooltip=value.type_text))
+                self._edge(self.seen.ids[source], name, self.seen.shape_text(value))
 
     def _outputs(self) -> None:
         self.boxes += self.late
@@ -229,7 +265,8 @@ class _Chart:
                 key = f"out{len(self.boxes)}"
                 box = Box(key, "output" if name == "out" else name, "output", tooltip=tensor.type_text)
                 self.boxes.insert(self._after(made), box)
-                self._edge(self.seen.ids[made], key, self.seen.shape_text(tensor))
+                note = leaving(self.seen.parts, tensor)
+                self._edge(self.seen.ids[made], key, self.seen.shape_text(tensor), note=note)
 
     def _after(self, step: Step) -> int:
         """The place behind a step, or behind all that share its outermost frame."""
@@ -242,13 +279,17 @@ class _Chart:
 
     # -- residual connections
     def _kinds(self) -> dict[Flow, EdgeKind]:
-        """An addend that leads past the whole computation of the other one is a residual connection."""
+        """An addend that leads past the whole computation of the other one is a residual connection.
+
+        A value with a note is another one than that on which the computation goes on.
+        """
         import networkx as nx
 
         into: dict[Step, list[Flow]] = {}
         for f in self.seen.parts.flows:
             into.setdefault(f.target, []).append(f)
-        g = nx.DiGraph([(f.source, f.target) for f in self.seen.parts.flows])
+        g = nx.DiGraph([(f.source, f.target) for f in self.seen.parts.flows if not f.note])
+        g.add_nodes_from(self.seen.steps)
         out: dict[Flow, EdgeKind] = {}
         for step in self.steps:
             arriving = into.get(step, ())
@@ -256,7 +297,7 @@ class _Chart:
                 continue
             for f in arriving:
                 others = {o.source for o in arriving if o.source is not f.source}
-                if any(nx.has_path(g, f.source, o) for o in others):
+                if not f.note and any(f.source in g and nx.has_path(g, f.source, o) for o in others):
                     out[f] = "residual"
         return out
 

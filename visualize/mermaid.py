@@ -38,7 +38,8 @@ def to_mermaid(view: View, theme: str = "seed", shapes: bool = False) -> str:
     lines = [f"graph {view.direction}", f"    accTitle: {_plain(view.title)}", f"    accDescr: {_plain(view.legend)}"]
     lines += _nodes(view, names)
     for edge in view.edges:
-        label = f'|"{mermaid_text(edge.label)}"|' if shapes and edge.label else ""
+        said = mermaid_text(edge.text(shapes))
+        label = f'|"{said}"|' if said else ""
         lines.append(f"    {names[edge.source]} {_ARROWS[edge.kind]}{label} {names[edge.target]}")
     if any(box.value is not None for box in view.boxes):
         low, high = value_range(view)

@@ -73,6 +73,10 @@ class Projection:
     def parent_of(self, frame: str) -> str | None:
         return self.blocks[int(frame[1:])].parent
 
+    def frame_around(self, part: Part) -> str:
+        """The frame of a stretch that repeats."""
+        return next(name for name, p in self.runs.items() if p.runs[0] == part.runs[0] and p.times == part.times)
+
     def within(self, frame: str | None, outer: str) -> bool:
         """Whether a frame is `outer` or lies in it."""
         while frame is not None and frame != outer:

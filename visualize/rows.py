@@ -157,13 +157,13 @@ class _Pieces:
 def _with_ports(rows: Rows) -> Rows:
     """Where several boxes of a row read a value from another row, it enters through a box of its own."""
     view, row = rows.view, dict(rows.row)
-    readers: dict[tuple[str, int], list[Edge]] = {}
+    readers: dict[tuple[str, int, str], list[Edge]] = {}
     for e in view.edges:
         if rows.passing(e) and e.kind != "tied" and e.source not in rows.aside:
-            readers.setdefault((e.source, row[e.target]), []).append(e)
+            readers.setdefault((e.source, row[e.target], e.note), []).append(e)
     labels = {b.id: b.label for b in view.boxes}
     boxes, edges = list(view.boxes), list(view.edges)
-    for number, ((source, r), found) in enumerate(readers.items()):
+    for number, ((source, r, note), found) in enumerate(readers.items()):
         if len(found) < 2:
             continue
         port = f"row{number}"
@@ -171,6 +171,6 @@ def _with_ports(rows: Rows) -> Rows:
         first = min(i for i, b in enumerate(boxes) if row[b.id] == r and b.id not in rows.aside)
         block = rows.frames[r][-1] if rows.frames[r] else None
         boxes.insert(first, Box(port, "x", block=block, tooltip=f"{labels[source]}, from the row above"))
-        edges = [replace(e, source=port) if e in found else e for e in edges]
-        edges.append(Edge(source, port, found[0].label))
+        edges = [replace(e, source=port, note="") if e in found else e for e in edges]
+        edges.append(Edge(source, port, found[0].label, note=note))
     return Rows(replace(view, boxes=tuple(boxes), edges=tuple(edges)), row, rows.frames, rows.aside)

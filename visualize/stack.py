@@ -89,7 +89,7 @@ class _Stack:
                 if w.enters not in corners:
                     corners[w.enters] = Box(w.enters, "", "corner", block=block)
                     pieces += _held(w.enters, main[0], ends)
-                pieces.append((w.number, Edge(*ends, w.edge.label, w.edge.kind)))
+                pieces.append((w.number, Edge(*ends, w.edge.label, w.edge.kind, note=w.edge.note)))
         for b in self.members[r]:
             if b.id in self.rows.aside:
                 pieces += _held(b.id, main[0])

@@ -10,11 +10,11 @@ scores, softmax, weighted sum.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from tensorgraph.autodiff import expanded
-from tensorgraph.blocks import Fold, Layer
+from tensorgraph.blocks import Fold
 from tensorgraph.tensor import Scope, Tensor, topological
+from tensorgraph.visualize.runs import Flow, Runs, flows
 
 HEAVY = frozenset({"matmul", "gather", "norm", "activation", "softmax", "attention", "rope", "loss", "cache"})
 SMALL = frozenset({"elementwise", "view", "move", "reduce", "constant", "index", "loop", "random"})
@@ -35,14 +35,6 @@ class Step:
         return f"<step {self.head.op.name} of {len(self.nodes)} nodes in {self.scope.path}>"
 
 
-class Flow(NamedTuple):
-    """A value passing from a step (or an input) to a step; `step` None at the source: an input leaf."""
-
-    source: Step | Tensor
-    target: Step
-    value: Tensor
-
-
 class Steps:
     """The steps of a folded graph in reading order, what flows between them, and where each value comes from.
 
@@ -61,11 +53,13 @@ class Steps:
         self.free: set[Tensor] = set()  # values made of constants alone
         self.origin: dict[Tensor, Tensor] = {}
         self.order: list[Tensor] = []
+        self.later: list[Tensor] = []  # nodes of later runs
         self._collect()
         self._sort_out()
         self._group()
         self.steps: list[Step] = list(dict.fromkeys(self.of[n] for n in self.order if n in self.of))
-        self.flows: list[Flow] = self._flows()
+        self.runs = Runs(folded)
+        self.flows, self.carried = flows(self)
 
     # -- which nodes
     def _collect(self) -> None:
@@ -75,7 +69,10 @@ class Steps:
             if node.scope.backward or any(x in tainted for x in node.inputs):
                 tainted.add(node)
         for node in self.folded.top.nodes():
-            if node in self.lead or node in tainted:
+            if node in tainted:
+                continue
+            if node in self.lead:
+                self.later.append(node)
                 continue
             if self.expand and node.op.style in UNFOLDED and node.op.body is not None and node.specs is None:
                 made = expanded(node)
@@ -226,51 +223,10 @@ class Steps:
         parts = nx.strongly_connected_components(nx.DiGraph([(a, b) for a, b in edges if a is not b]))
         return {s for part in parts if len(part) > 1 for s in part if s.whole}
 
-    # -- flows
-    def _flows(self) -> list[Flow]:
-        """What passes between steps: in first runs, and from elsewhere into later runs (but not from run to run)."""
-        found: dict[tuple[Step | Tensor, Step, Tensor], Flow] = {}
-
-        def add(x: Tensor, step: Step) -> None:
-            source = self.of.get(x) or (x if x.op.style == "input" else None)
-            if source is not None and source is not step:
-                found.setdefault((source, step, x), Flow(source, step, x))
-
-        for n in self.order:
-            if n in self.of:
-                for x in self.inputs(n):
-                    add(x, self.of[n])
-        stretch, members = self.folded.stretch, self._members()
-        for n, which in stretch.items():
-            step = self.of.get(self.resolve(n))
-            if step is not None:
-                for x in n.inputs:
-                    if x not in members[which]:
-                        add(self.resolve(x), step)
-        return list(found.values())
-
-    def _members(self) -> list[set[Tensor]]:
-        from tensorgraph.blocks import nodes_of
-
-        return [{n for run in part.runs for n in nodes_of(run)} for _, part in self.folded.repeats()]
-
     def source(self, x: Tensor) -> Step | Tensor | None:
         """The step that makes a value, or the input that it is."""
         x = self.resolve(x)
         return self.of.get(x) or (x if x.op.style == "input" else None)
 
 
-def layer_chain(folded: Fold) -> dict[Scope, list[Layer]]:
-    """For every scope, the layers it lies in, outermost first, itself last."""
-    out: dict[Scope, list[Layer]] = {}
-    stack: list[tuple[Layer, list[Layer]]] = [(folded.top, [])]
-    while stack:
-        layer, above = stack.pop()
-        chain = [*above, layer]
-        if layer.scope is not None:
-            out[layer.scope] = chain
-        stack += [(i, chain) for i in layer.items if isinstance(i, Layer)]
-    return out
-
-
-__all__ = ["Flow", "Step", "Steps", "layer_chain"]
+__all__ = ["Flow", "Step", "Steps"]

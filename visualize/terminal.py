@@ -51,13 +51,11 @@ def to_text(view: View, shapes: bool = False) -> str:
 
 
 def _sources(labels: Mapping[str, str], edges: list[Edge], above: str | None, shapes: bool) -> str:
-    if not shapes and len(edges) == 1 and edges[0].source == above and edges[0].kind == "data":
+    if not shapes and len(edges) == 1 and edges[0].source == above and edges[0].kind == "data" and not edges[0].note:
         return ""
     parts = []
     for edge in edges:
-        about = [
-            word for word in (edge.kind if edge.kind != "data" else "", clean(edge.label) if shapes else "") if word
-        ]
+        about = [word for word in (edge.kind if edge.kind != "data" else "", clean(edge.text(shapes))) if word]
         parts.append(labels[edge.source] + (f" ({', '.join(about)})" if about else ""))
     return "← " + ", ".join(parts) if parts else ""
 

@@ -76,6 +76,7 @@ class Box:
 class Edge:
     """What flows from box to box; `label` (a symbolic shape) is drawn on request. A tied edge joins owner and user.
 
+    `note` is always drawn: which run of a repeated block the value leaves or enters, where a chain does not imply it.
     `up`: where the picture runs downwards, this edge runs upwards, as in a tower whose top is a bridge to another.
     """
 
@@ -84,6 +85,11 @@ class Edge:
     label: str = ""
     kind: EdgeKind = "data"
     up: bool = False
+    note: str = ""
+
+    def text(self, shapes: bool) -> str:
+        """What is written on it."""
+        return ": ".join(part for part in (self.note, self.label if shapes else "") if part)
 
 
 @dataclass(frozen=True)

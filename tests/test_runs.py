@@ -1,0 +1,150 @@
+"""Where a value leaves or enters the middle of a repeated block that is drawn once, the picture says which run."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+
+import merman
+import pytest
+
+import tensorgraph as tg
+from tensorgraph.cli.target import open_target
+from tensorgraph.visualize import View, draw
+
+UNARY = [tg.tanh, tg.exp, tg.sin, tg.sigmoid, tg.square, tg.relu]
+HEADS = [tg.cos, tg.sqrt, tg.silu, tg.neg]  # one for each tap, so that they are no chain themselves
+d = tg.dim("d")
+
+
+def taps(seed: int) -> tuple[tg.Tensor, int, dict[str, int]]:
+    """A random block n times in a row, some of whose runs are read by a head of their own, and which run each reads."""
+    rng = random.Random(seed)
+    n, period = rng.randint(3, 9), rng.randint(1, 3)
+    body = [(rng.choice(UNARY), rng.random() < 0.5) for _ in range(period)]
+    scoped = rng.random() < 0.7 or period * (n - 1) < 12
+    cast = rng.random() < 0.3  # what reads a run may see it through a view
+    h = tg.input("x", (tg.dim("B"), d)) * 1.5
+    made = []
+    for t in range(n):
+
+        def run(h: tg.Tensor, t: int = t) -> tg.Tensor:
+            first = h
+            for i, (fn, residual) in enumerate(body):
+                h = fn(h @ tg.param(f"w{t}.{i}", (d, d)))
+                h = h + first if residual else h
+            return h
+
+        if scoped:
+            with tg.scope(f"layer{t}", kind="Layer"):
+                h = run(h)
+        else:
+            h = run(h)
+        made.append(h)
+    read = {f"tap{i}": rng.randrange(n) for i in range(rng.randint(1, 4))}
+    for head, (name, t) in zip(HEADS, read.items(), strict=False):
+        x = tg.permute(made[t], (1, 0)) if cast else made[t]
+        w = tg.param(name, (tg.dim("B"), d) if cast else (d, d))
+        h = h @ head(x @ w) if cast else h + head(x @ w)
+    return h, n, read
+
+
+def leaving(view: View, name: str) -> tuple[str, str]:
+    """Where the value comes from that the step with this weight reads: the note on its edge, and the frame."""
+    (box,) = [b for b in view.boxes if b.label == name]
+    (edge,) = [e for e in view.edges if e.target == box.id]
+    (source,) = [b for b in view.boxes if b.id == edge.source]
+    path = view.path(source)
+    return edge.note, view.block_index[path[0]].heading if path else ""
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_tap_says_which_run_it_reads(seed: int) -> None:
+    """Oracle: the graph as it was made; and the same drawn unfolded, where every layer stands for itself."""
+    y, n, read = taps(seed)
+    folded, flat = draw(y).view, draw(y, unfold=True).view
+    for name, t in read.items():
+        note, heading = leaving(folded, name)
+        said = re.fullmatch(r".* ×(\d+)(?: ·.*)?", heading)
+        times = int(said[1]) if said else 1  # the first run may stand alone, since it reads what others do not
+        place = t - (n - times)
+        assert note == (f"from {place + 1} of {times}" if said and place < times - 1 else ""), (name, t, heading)
+        if any("layer" in b.title for b in flat.blocks):
+            note, heading = leaving(flat, name)
+            assert (note, heading.split(" ")[0]) == ("", f"layer{t}")
+
+
+def notes(what: object) -> list[str]:
+    view = draw(what).view
+    labels = {b.id: b.label for b in view.boxes}
+    return [f"{labels[e.source]} → {labels[e.target]}: {e.note}" for e in view.edges if e.note]
+
+
+def layers(kind: str, n: int, h: tg.Tensor, skips: list[tg.Tensor] | None = None, outer: str = "") -> list[tg.Tensor]:
+    """The values after each of n equal layers; `skips`: what they add to their inputs."""
+    out = []
+    for i in range(n):
+        with tg.scope(f"{kind}{i}", kind=kind):
+            h = tg.tanh((h if skips is None else h + skips[i]) @ tg.param(f"{outer}{kind}{i}.w", (d, d)))
+        out.append(h)
+    return out
+
+
+def test_what_passes_from_runs_to_runs_is_said() -> None:
+    """As in a U-Net: each run of the second block reads one of the first, in reverse."""
+    down = layers("Down", 5, tg.input("x", (3, d)))
+    up = layers("Up", 4, tg.exp(down[4]), down[3::-1])
+    assert notes(up[3]) == ["Down0 → Up0: from 4…1 of 5 into 1…4 of 4"]
+
+
+def test_what_enters_some_runs_only_is_said() -> None:
+    x, z = tg.input("x", (3, d)), tg.exp(tg.input("z", (3, d)))
+    assert notes(layers("L", 6, x, [z] * 6)[5]) == []
+    found = notes(layers("L", 6, x, [tg.cos(z), z, z, z, tg.cos(z), z])[5])
+    assert sorted(found) == ["cos → L0: into 1, 5 of 6", "exp → L0: into 2…4, 6 of 6"]
+
+
+def test_outputs_from_the_middle_are_marked_and_drawn_in_every_form() -> None:
+    made = layers("L", 6, tg.input("x", (3, d)))
+    picture = draw({"early": made[1], "late": made[5]})
+    assert notes({"early": made[1], "late": made[5]}) == ["L0 → early: from 2 of 6"]
+    assert "from 2 of 6" in picture.svg and "from 2 of 6" in picture.text and "from 2 of 6" in picture.dot
+    parsed = json.loads(merman.Merman().parse_json(picture.mermaid, None))
+    assert [e["label"] for e in parsed["edges"] if e.get("label")] == ["from 2 of 6"]
+
+
+def test_within_several_stretches_the_inner_run_comes_first() -> None:
+    h, kept = tg.input("x", (3, d)), []
+    for i in range(4):
+        with tg.scope(f"outer{i}", kind="Outer"):
+            made = layers("L", 5, h * 2.0, outer=f"{i}.")
+            h = tg.exp(made[4]) + tg.cos(made[1])
+            kept.append(made[2])
+    assert notes(tg.Graph({"y": h, "z": kept[1]})) == ["L0 → cos: from 2 of 5", "L0 → z: from 3 of 5 in 2 of 4"]
+
+
+def stubs(what: object) -> list[str]:
+    return [b.label for b in draw(what).view.boxes if "run" in b.label]
+
+
+def test_what_a_run_gives_to_the_next_is_shown_where_it_is_not_its_end() -> None:
+    x = h = c = tg.input("x", (3, d))
+    ends, w = [], tg.param("w", (d, d))
+    for i in range(8):
+        h = tg.tanh(h @ tg.param(f"w{i}", (d, d)))
+        ends.append(tg.exp(h))
+    assert stubs(ends) == ["next run"] and stubs(h) == []
+    for i in range(6):
+        with tg.scope(f"cell{i}", kind="Cell"):
+            h, c = tg.sigmoid(x @ w) * tg.tanh(c + h), tg.sigmoid(h @ w) * c
+    assert len(stubs(h)) == 2 and all(s.startswith("next run: ") for s in stubs(h))
+    for i in range(6):
+        with tg.scope(f"two{i}", kind="Two"):
+            h, c = tg.tanh(h) @ w + c, h
+    assert [s.partition(":")[0] for s in sorted(stubs(h))[:2]] == ["2 runs on", "next run"]
+
+
+def test_layers_that_are_kept_of_a_real_tower() -> None:
+    """Llama 3.2 Vision reads five of its 32 layers beside the last; gradients enter where values left."""
+    assert [n for n in notes(open_target("llama-3.2-11b-vision"))] == ["+ → concat: from 4, 8, 16, 24, 31 of 32"]
