@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import subprocess
 import sys
@@ -280,12 +281,29 @@ def test_without_a_compiler(monkeypatch, fresh_offer, caplog):
     assert [r.getMessage() for r in caplog.records] == ['no C compiler was found: backend="auto" runs on NumPy']
 
 
+def test_which_compiler(monkeypatch, tmp_path):
+    find = cpu.compiler.__wrapped__
+    for name in ("gcc", "mine"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert find() == (str(tmp_path / "gcc"),)
+    monkeypatch.setenv("CC", "mine -m64")
+    assert find() == (str(tmp_path / "mine"), "-m64")
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "ziglang")
+    assert find() == (sys.executable, "-m", "ziglang", "cc")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert find() is None
+
+
 def test_with_a_compiler_that_does_not_work(monkeypatch, fresh_offer, caplog, tmp_path):
     broken = tmp_path / "cc"
     broken.write_text("#!/bin/sh\necho no headers >&2\nexit 1\n")
     broken.chmod(0o700)
     monkeypatch.setenv("TENSORGRAPH_CACHE", str(tmp_path))
-    monkeypatch.setattr(cpu, "compiler", lambda: str(broken))
+    monkeypatch.setattr(cpu, "compiler", lambda: (str(broken),))
     cpu.cache.cache_clear()
     try:
         w = tg.param("w", (3,))

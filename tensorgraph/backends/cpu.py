@@ -6,12 +6,15 @@ import ctypes
 import functools
 import glob
 import hashlib
+import importlib.util
 import logging
 import os
 import platform
+import shlex
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -35,13 +38,15 @@ def text(name: str) -> str:
 
 
 @functools.cache
-def compiler() -> str | None:
-    """The C compiler: $CC, cc, gcc or clang; None if there is none."""
-    for name in (os.environ.get("CC", "").split(" ")[0], "cc", "gcc", "clang"):
-        found = shutil.which(name) if name else None
-        if found and os.name == "posix":
-            return found
-    return None
+def compiler() -> tuple[str, ...] | None:
+    """The C compiler as a command: $CC, cc, gcc, clang, or that of the package `ziglang`; None if there is none."""
+    if os.name != "posix":
+        return None
+    for name, *words in filter(None, (shlex.split(os.environ.get("CC", "")), ["cc"], ["gcc"], ["clang"])):
+        found = shutil.which(name)
+        if found:
+            return (found, *words)
+    return (sys.executable, "-m", "ziglang", "cc") if importlib.util.find_spec("ziglang") else None
 
 
 @functools.cache
@@ -56,22 +61,22 @@ def offered() -> bool:
     return True
 
 
-def need_compiler() -> str:
-    """The C compiler. Raises BackendError[TG704] if there is none."""
+def need_compiler() -> tuple[str, ...]:
+    """The C compiler, as a command. Raises BackendError[TG704] if there is none."""
     cc = compiler()
     if cc is None:
         raise BackendError(
             "TG704",
             "backend 'c' needs a C compiler, and none was found",
-            hint='install gcc or clang, set CC, or use backend="numpy"',
+            hint='install gcc or clang, or the package ziglang, or set CC; backend="numpy" needs none',
         )
     return cc
 
 
 @functools.cache
-def _identity(cc: str) -> str:
+def _identity(cc: tuple[str, ...]) -> str:
     """What a cached build depends on besides its source: compiler and processor."""
-    version = subprocess.run([cc, "--version"], capture_output=True, text=True, check=False).stdout
+    version = subprocess.run([*cc, "--version"], capture_output=True, text=True, check=False).stdout
     cpu = platform.processor() + platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -135,7 +140,7 @@ def build(source: str, options: list[str]) -> str:
         text, made = Path(folder, "unit.c"), Path(folder, "unit.so")
         text.write_text(source, encoding="utf-8")
         ran = subprocess.run(
-            [cc, *options, str(text), "-o", str(made), "-lm", "-lpthread"], capture_output=True, text=True, check=False
+            [*cc, *options, str(text), "-o", str(made), "-lm", "-lpthread"], capture_output=True, text=True, check=False
         )
         if ran.returncode:
             raise BackendError(
