@@ -17,6 +17,7 @@ from tensorgraph.ops.leaf import input
 from tensorgraph.tensor import Tensor
 
 from . import packed
+from .architecture import log
 from .decoder import Decoder
 from .model import Spec, array_of, used, zero_or_one
 from .parts import Cache
@@ -147,11 +148,25 @@ def _decoder(
 
 
 def check_length(net: Net, length: int) -> None:
-    """Raise DataError[TG510] if the model has fewer positions than `length`."""
+    """Raise DataError[TG510] if the model has fewer positions than `length`; rotated ones go on, and that is said."""
     longest = net.model.plan.longest
     if longest is not None and length > longest:
         text = f"{length} positions are asked for, and the model has {longest}"
         raise DataError("TG510", text, hint="give a shorter prompt, or fewer new tokens")
+    warn_length(net, length)
+
+
+def warn_length(net: Net, length: int) -> None:
+    """Say in the log, once, that `length` is beyond the positions that a model with rotated ones is made for."""
+    if net.warned:
+        return
+    plan = net.model.plan
+    for rope in getattr(getattr(plan, "text", plan), "ropes", {}).values():
+        if length > rope["max_position_embeddings"]:
+            said = "%s positions are asked for, and the model is made for max_position_embeddings = %s"
+            log.warning(said, f"{length:,}", f"{rope['max_position_embeddings']:,}")
+            net.warned = True
+            return
 
 
 def prompt_of(input_ids: Any) -> Array:

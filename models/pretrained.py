@@ -72,6 +72,7 @@ class Net:
         self._generation = {**config, **(defaults or {})}
         self._compiled: dict[Any, Any] = {}
         self._stacks: stacked.Stacks | None = None
+        self.warned = False  # that positions lie beyond those it is made for
 
     @property
     def state(self) -> dict[str, Array]:
@@ -199,6 +200,8 @@ class Net:
                 arrays["position_ids"] = np.repeat(places, ids.shape[0], 0)
             if places is None:
                 generation.check_length(self, ids.shape[1])
+            elif places.dtype.kind in "iu":
+                generation.warn_length(self, int(places.max(initial=0)) + 1)
         names = tuple(sorted((*arrays, *flags)))
         self.model.check(arrays)
         return arrays, names

@@ -16,7 +16,7 @@ import tokenizers
 from tensorgraph import optim
 from tensorgraph.compile import MemoryReport, compile
 from tensorgraph.dims import dims
-from tensorgraph.errors import BackendError, DataError, ModelError, StateError
+from tensorgraph.errors import BackendError, DataError, ModelError, StateError, counted
 from tensorgraph.io import checkpoint
 from tensorgraph.io.files import Array, reachable
 from tensorgraph.nn import Module
@@ -82,8 +82,9 @@ class Corpus(NamedTuple):
         """Raises DataError[TG523] for a text that is too short, and as `Tokenizer.encode`."""
         parts = [encode(tokenizer, part) for part in split_text(text, held_out)]
         if min(map(len, parts)) < 2:
-            lengths = f"{len(parts[0])} tokens to train on, {len(parts[1])} held out"
-            raise DataError("TG523", f"the text is too short: {lengths}")
+            lengths = f"{counted(len(parts[0]), 'token')} to train on, {len(parts[1])} held out"
+            hint = "each part needs two at least, and training some thousands"
+            raise DataError("TG523", f"the text is too short: {lengths}", hint=hint)
         return cls(parts[0], parts[1], tokenizer.vocab_size)
 
     @property
@@ -97,7 +98,11 @@ class Corpus(NamedTuple):
         Raises DataError[TG523] if the text has no window of that length.
         """
         if len(self.train) <= length:
-            raise DataError("TG523", f"windows of {length} tokens do not fit in {len(self.train)}", hint="-d T=8")
+            raise DataError(
+                "TG523",
+                f"windows of {counted(length, 'token')}, and the one after each, do not fit in {len(self.train):,}",
+                hint=f"a longer text, or windows of {len(self.train) - 1} at most: -d T={len(self.train) - 1}",
+            )
         at = np.random.default_rng([seed, step]).integers(0, len(self.train) - length, count)
         windows = self.train[at[:, None] + np.arange(length + 1)]
         return windows[:, :-1], windows[:, 1:]
@@ -190,7 +195,10 @@ class Point(NamedTuple):
 
 @dataclass
 class Progress:
-    """Where a run stands after a step; `point` where the held-out loss was just computed."""
+    """Where a run stands after a step; `point` where the held-out loss was just computed.
+
+    `tokens_per_second` counts the steps alone, without the first one where there are others: it plans and compiles.
+    """
 
     step: int
     loss: float
@@ -259,23 +267,23 @@ class Trainer:
 
     def run(self) -> Iterator[Progress]:
         """Train up to `settings.steps`, one step at a time: leave the loop whenever you like, the state is whole."""
-        s = self.settings
-        start, before = time.perf_counter(), self.done
-        paused = 0.0
+        s, first = self.settings, self.done
+        spent, counted = 0.0, 0
         while self.done < s.steps:
+            if self.done == first + 1:  # the first step plans and compiles: it is counted only while it stands alone
+                spent, counted = 0.0, 0
+            start = time.perf_counter()
             tokens, targets = self.corpus.batch(s.batch, s.length, s.seed, self.done)
             value, self.state = self.step(self.state, tokens=tokens, targets=targets)
-            self.done += 1
             loss = float(value["loss"])
+            spent, counted = spent + time.perf_counter() - start, counted + 1
+            self.done += 1
             self._sum, self._count = self._sum + loss, self._count + 1
-            elapsed = time.perf_counter() - start - paused
-            progress = Progress(self.done, loss, (self.done - before) * s.batch * s.length / elapsed)
+            progress = Progress(self.done, loss, counted * s.batch * s.length / spent)
             if self.done % self.every == 0 or self.done == s.steps:
-                now = time.perf_counter()
                 progress.point = Point(self.done, self._sum / self._count, self.held_out())
                 self.curve.append(progress.point)
                 self._sum, self._count = 0.0, 0
-                paused += time.perf_counter() - now
             yield progress
 
     def held_out(self) -> float:

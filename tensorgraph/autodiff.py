@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 from . import dims
 from .collector import uncollected
-from .errors import GradError
+from .errors import GradError, counted
 from .op import operand
 from .ops.elementwise import add
 from .ops.elementwise import cast as cast_
@@ -288,12 +288,12 @@ def cotangents_of(node: Tensor, g: Any, needs: list[bool]) -> list[Tensor | None
     if not isinstance(result, (tuple, list)):
         result = (result,)
     if not op.variadic and len(result) > len(op.inputs):
-        raise _odd(node, f"gives {_count(len(result), 'cotangent')} for {_count(len(op.inputs), 'input')}")
+        raise _odd(node, f"gives {counted(len(result), 'cotangent')} for {counted(len(op.inputs), 'input')}")
     if op.has_optional:
         absent = node.attrs.get("absent", ())
         result = [r for r, p in zip(result, op.inputs, strict=False) if p.name not in absent]
     if any(needs[len(result) :]):
-        raise _odd(node, f"gives {_count(len(result), 'cotangent')} for {_count(len(node.inputs), 'input')}")
+        raise _odd(node, f"gives {counted(len(result), 'cotangent')} for {counted(len(node.inputs), 'input')}")
     out: list[Tensor | None] = []
     for need, given in itertools.zip_longest(needs, result[: len(needs)]):
         c = given() if need and callable(given) and not isinstance(given, Tensor) else given
@@ -301,10 +301,6 @@ def cotangents_of(node: Tensor, g: Any, needs: list[bool]) -> list[Tensor | None
             raise _odd(node, f"gives an object of type {type(c).__name__}, not a tensor")
         out.append(c if need else None)
     return out
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'s' * (n != 1)}"
 
 
 def _odd(node: Tensor, what: str) -> GradError:

@@ -43,6 +43,11 @@ def place(loc: Loc) -> str:
     return f"{loc[0].replace(chr(92), '/').rpartition('/')[2]}:{loc[1]}" if loc[1] else ""
 
 
+def counted(n: int, what: str) -> str:
+    """`1 token`, `2,000 tokens`."""
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
 class Operand(NamedTuple):
     """One line of an error: a tensor's name, its type, its layer and line; `mark` underlines type[start:end]."""
 

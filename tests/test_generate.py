@@ -101,6 +101,29 @@ def test_what_goes_with_images_is_checked():
     assert e.value.code == "TG917" and "did you mean pixel_values?" in str(e.value)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2", "llava"])
+def test_positions_beyond_those_a_model_is_made_for_are_said_once(name, caplog):
+    """Rotated positions go on, as in transformers, which says so too."""
+    config = SEEING["llava"] if name == "llava" else CONFIGS[name]
+    inside = {"max_position_embeddings": 20}
+    config = config | ({"text_config": config["text_config"] | inside} if name == "llava" else inside)
+    net = net_of(config)
+    given = prompt(config) if name == "llava" else {"input_ids": ids_of(1, 16)}
+    given.pop("labels", None)
+    length = given["input_ids"].shape[1]
+    net.generate(**given, max_new_tokens=20 - length + 1)
+    assert caplog.messages == []
+    net.generate(**given, max_new_tokens=20 - length + 5)
+    net.generate(**given, max_new_tokens=20 - length + 9)
+    said = "24 positions are asked for, and the model is made for max_position_embeddings = 20"
+    assert caplog.messages == [said]
+    if name != "llava":
+        for inputs in ({"input_ids": ids_of(1, 24)}, {"input_ids": ids_of(1, 2), "position_ids": [[3, 23]]}):
+            caplog.clear()
+            net_of(config)(**inputs)
+            assert caplog.messages == [said]
+
+
 def test_one_compiled_step_serves_all_lengths_and_batches():
     net = net_of(LLAMA)
     for B, T in ((1, 1), (1, 5), (3, 2), (2, 17)):

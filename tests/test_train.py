@@ -99,11 +99,13 @@ def test_texts_that_cannot_be_used(tmp_path: Path) -> None:
         (lambda: read_text(nix), f"DataError[TG521] cannot read {nix}: No such file or directory{hint}"),
         (
             lambda: Corpus.of("The cat .", word_tokenizer(["The", "cat", "."])),
-            "DataError[TG523] the text is too short: 3 tokens to train on, 0 held out",
+            "DataError[TG523] the text is too short: 3 tokens to train on, 0 held out\n"
+            "  hint: each part needs two at least, and training some thousands",
         ),
         (
             lambda: Corpus(np.arange(5), np.arange(2), 5).batch(2, 5, 0, 0),
-            "DataError[TG523] windows of 5 tokens do not fit in 5\n  hint: -d T=8",
+            "DataError[TG523] windows of 5 tokens, and the one after each, do not fit in 5\n"
+            "  hint: a longer text, or windows of 4 at most: -d T=4",
         ),
     ):  # fmt: skip
         with pytest.raises(DataError) as error:
@@ -139,6 +141,32 @@ def test_it_learns_to_say_mat_and_then_a_stop() -> None:
     net.state = t.state.params
     assert "".join(net.stream("The cat sat on a", 2)) == " mat ."
     assert [p.step for p in t.curve] == list(range(20, 401, 20))
+
+
+def test_speed_is_that_of_the_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step, which plans and compiles, evaluations, and what the caller does in between take 100 s each."""
+    t, clock = trainer(steps=5), [0.0]
+    monkeypatch.setattr("tensorgraph.models.train.time.perf_counter", lambda: clock[0])
+    step, held_out = t.step, t.held_out
+
+    class Slow:
+        params = step.params
+
+        def __call__(self, *args: Any, **inputs: Any) -> Any:
+            clock[0] += 2.0 if t.done else 100.0
+            return step(*args, **inputs)
+
+    def evaluate() -> float:
+        clock[0] += 100.0
+        return held_out()
+
+    monkeypatch.setattr(t, "step", Slow())
+    monkeypatch.setattr(t, "held_out", evaluate)
+    speeds = []
+    for p in t.run():
+        clock[0] += 100.0
+        speeds.append(p.tokens_per_second)
+    assert speeds == [8 * 6 / 100.0] + [8 * 6 / 2.0] * 4
 
 
 def test_frozen_weights_stay_as_they_were() -> None:

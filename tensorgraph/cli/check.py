@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tensorgraph.dims import free
+from tensorgraph.errors import counted
 from tensorgraph.gradcheck import check_grads
 from tensorgraph.graph import Graph
 from tensorgraph.op import Obligation
@@ -46,7 +47,8 @@ def check_model(
     which = f"all sizes {', '.join(graph.symbols)}" if graph.symbols else "its sizes"
     if not only_wrong:
         out.print(
-            f"[bold]shapes[/]       right for {which}: {len(graph.nodes)} nodes in {1e3 * built:.0f} ms", soft_wrap=True
+            f"[bold]shapes[/]       right for {which}: {counted(len(graph.nodes), 'node')} in {1e3 * built:.0f} ms",
+            soft_wrap=True,
         )
     shown = [(o, h) for o, h in duties if h is False or not only_wrong]
     for i, (o, holds) in enumerate(shown):

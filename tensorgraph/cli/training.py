@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tensorgraph.errors import ModelError
+from tensorgraph.errors import ModelError, counted
 from tensorgraph.io import safetensors
 from tensorgraph.io.files import fail, replacing
 from tensorgraph.models import from_pretrained
@@ -64,7 +64,7 @@ def run(
     if longest is not None and settings.length > longest:
         raise ModelError(
             "TG938",
-            f"windows of {settings.length} tokens, and {target.name} has {longest} positions",
+            f"windows of {counted(settings.length, 'token')}, and {target.name} has {counted(longest, 'position')}",
             hint=f"-d T={longest}",
         )
     corpus = Corpus.of(text, tokenizer)
@@ -127,14 +127,18 @@ def _announce(console: Console, target: Target, trainer: Trainer, bigram: float,
     sizes = {p: trainer.state[f"params/{n}"].size for n, p in trainer.step.params.items()}
     count, learns = sum(sizes.values()), sum(k for p, k in sizes.items() if p.attrs.get("trained", True))
     trained = "" if learns == count else f", {learns:,} of them trained"
-    console.print(f"[bold]{target.name}[/]  {count:,} parameters{trained}, vocabulary {corpus.V:,}", soft_wrap=True)
     console.print(
-        f"text  {len(corpus.train):,} tokens to train on, {len(corpus.held):,} held out; "
+        f"[bold]{target.name}[/]  {counted(count, 'parameter')}{trained}, vocabulary {corpus.V:,}", soft_wrap=True
+    )
+    console.print(
+        f"text  {counted(len(corpus.train), 'token')} to train on, {len(corpus.held):,} held out; "
         f"add-one bigram {bigram:.3f} nats",
         soft_wrap=True,
     )
     console.print(
-        f"step  {s.batch} windows of {s.length} tokens, needs {trainer.memory().peak / 1e6:,.1f} MB", soft_wrap=True
+        f"step  {counted(s.batch, 'window')} of {counted(s.length, 'token')}, "
+        f"needs {trainer.memory().peak / 1e6:,.1f} MB",
+        soft_wrap=True,
     )
     if resumed:
         console.print(f"goes on from step {trainer.done}" + (", which is all" if trainer.done >= s.steps else ""))
@@ -221,11 +225,11 @@ def _write(out: Path, target: Target, trainer: Trainer, net: Net | None, bigram:
 def _conclude(
     console: Console, trainer: Trainer, held: float, bigram: float, out: Path | None, interrupted: bool
 ) -> None:
-    tokens = len(trainer.corpus.held) - 1
+    tokens = counted(len(trainer.corpus.held) - 1, "token")
     verdict = "below" if held < bigram else "not below"
     console.print(
         f"held-out loss [bold]{held:.3f}[/] nats per token, {verdict} the add-one bigram's [bold]{bigram:.3f}[/] "
-        f"({tokens:,} tokens)",
+        f"({tokens})",
         soft_wrap=True,
     )
     if interrupted:

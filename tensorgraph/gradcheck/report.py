@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import GradError
+from ..errors import GradError, counted
 from ..tensor import Tensor
 
 PASS, WRONG_VJP, WRONG_SUM, KINK = "PASS", "WRONG VJP", "WRONG SUM", "KINK"
@@ -155,13 +155,11 @@ class Report:
         head = "gradients of {} are right" if self.passed else "gradients of {} are wrong"
         if not self.passed and not any(e.verdict in (WRONG_VJP, WRONG_SUM) for e in self.wrong):
             head = "gradients of {}: " + self.wrong[0].verdict
-        alike = (
-            f"{self.nodes} nodes in {len(self.entries)} kinds"
-            if self.nodes > len(self.entries)
-            else f"{self.nodes} node{'s' * (self.nodes != 1)}"
-        )
+        alike = counted(self.nodes, "node")
+        if self.nodes > len(self.entries):
+            alike += f" in {counted(len(self.entries), 'kind')}"
         text = f"{head.format(self.name)}: worst residual {self.worst_residual:.1e}, {alike}"
-        return f"{text}, {self.directions} directions, seed {self.seed}" + (f", {sizes}" if sizes else "")
+        return f"{text}, {counted(self.directions, 'direction')}, seed {self.seed}" + (f", {sizes}" if sizes else "")
 
     def rows(self, only_wrong: bool = False) -> list[Entry]:
         """Findings, worst first; nodes before the whole graph, which is wrong because they are."""
