@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from .graph import Graph
 from .op import operand
 from .ops.random import generator
 from .optim import Optimizer
-from .passes import fuse, memory, orient, rewrite
+from .passes import fuse, memory, orient, rewrite, together
 from .passes import program as programs
 from .passes import remat as remats
 from .tensor import Tensor, _hooks, as_tensor
@@ -195,6 +196,8 @@ class Compiled:
         return outputs
 
     def _lower(self, outputs: dict[str, Tensor]) -> programs.Program:
+        if self.options.backend == "numpy" and self.options.remat == "none":  # it keeps small gradients for longer
+            return together.lower(outputs, self.keys, self.donate)
         program = programs.lower(outputs, self.keys, self.donate)
         return fuse.fuse(program, c_backend.MAPS, c_backend.SPECIAL) if self.options.backend == "c" else program
 
@@ -317,10 +320,10 @@ class Compiled:
                     )
         if len(P) < len(leaves) or any(n not in leaves and n not in self.graph.inputs for n in inputs):
             self._missing(P, inputs)
-        if self.program.donated:
+        if self.donate:
             self._need_own(P)
         results = self.run(P)
-        donated = {out: P[leaf] for out, leaf in self.program.donated.items()}
+        donated = {out: P[self.keys[leaf]] for out, leaf in self.donate.items()}
         return _unflatten(self.tree, {**results, **donated})
 
     def _need_own(self, P: Mapping[str, Any]) -> None:
@@ -334,7 +337,7 @@ class Compiled:
 
     @property
     def donate_keys(self) -> set[str]:
-        return set(self.program.donated.values())
+        return {self.keys[leaf] for leaf in self.donate.values()}
 
     def _missing(self, P: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
         by_key = {k: t for t, k in self.keys.items()}
@@ -402,9 +405,9 @@ class Compiled:
         need = report.peak - report.given * (given and limit is None)
         memory.refuse(self.options.name, need, report.largest, limit)
 
-    def repeat(self, P: dict[str, Any], given: Mapping[str, Any]) -> c_backend.Repeat | None:
+    def repeat(self, P: dict[str, Any], given: Mapping[str, Any]) -> Any:
         """The call just made, made again with nothing but the arrays `given` anew, where a backend has a short way."""
-        if not isinstance(self._lowered, c_backend.Lowered) or self.options.debug:
+        if self._lowered is None or self.options.debug:
             return None
         bound, binding, ranged = self._bound[tuple(P), tuple([a.shape for a in P.values()])]
         ranges = [
@@ -412,7 +415,7 @@ class Compiled:
             for n in ranged
             for low, high, ignored, _ in self.graph.data_ranges[n]
         ]
-        return cast("c_backend.Bound", bound).repeat(self._lowered, P, given, ranges)
+        return bound.repeat(self._lowered, P, given, ranges)
 
     def _run_cupy(self, P: dict[str, Any], binding: dict[str, int]) -> dict[str, Any]:
         try:
@@ -658,19 +661,37 @@ class Step:
             raise StateError(
                 "TG602", f"no value for parameter {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}"
             )
-        arrays: dict[str, Any] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for n, p in self.params.items():
-            value = _draw(n, rng_seed, p, values) if drawn else params[n]  # one at a time: there is room for one alone
-            a = np.array(_coerce(n, value, p), order="C")  # copied once into owned storage
-            if _misfit(p, a.shape):
+            shapes[n] = interpret.shape_of(p, values) if drawn else _shape(n, params[n], p)
+            if _misfit(p, shapes[n]):
                 raise StateError(
-                    "TG602", f"parameter {n} must have the shape {dims.show_shape(p.shape)}, not {list(a.shape)}"
+                    "TG602", f"parameter {n} must have the shape {dims.show_shape(p.shape)}, not {list(shapes[n])}"
                 )
-            arrays[f"params/{n}"] = a
-        for n, t in self.slots.items():
-            like = arrays.get("params/" + n.partition("/")[2])
-            arrays[n] = np.zeros(like.shape if like is not None and t.shape else (), t.dtype.np)
+        arrays = self._storage(shapes)
+        for n, p in self.params.items():  # one at a time: there is room for one alone
+            arrays[f"params/{n}"][...] = _coerce(n, _draw(n, rng_seed, p, values) if drawn else params[n], p)
         return State(arrays, self)
+
+    def _storage(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """Zeros for every entry of the state, of parameters of these shapes, in one stretch of memory.
+
+        What is updated together lies one after another; all else starts at a cache line.
+        """
+        leaves = {**{f"params/{n}": p for n, p in self.params.items()}, **self.slots}
+        like = {k: shapes.get(k.partition("/")[2], ()) if t.shape else () for k, t in leaves.items()}
+        offsets: dict[str, int] = {}
+        end = 0
+        joined = self.compiled.program.joined.values()
+        alone = leaves.keys() - {k for keys in joined for k in keys}
+        for stretch in (*joined, *([k] for k in leaves if k in alone)):
+            end = -(-end // memory.ALIGN) * memory.ALIGN
+            for k in stretch:
+                offsets[k] = end
+                end += math.prod(like[k]) * leaves[k].dtype.size
+        block = np.zeros(end + memory.ALIGN, np.uint8)
+        start = -block.ctypes.data % memory.ALIGN
+        return {k: np.ndarray(like[k], t.dtype.np, block, start + offsets[k]) for k, t in leaves.items()}
 
     def load(self, arrays: Mapping[str, Any]) -> State:
         """State from saved arrays (see io.checkpoint). Raises StateError[TG602] if it is another model's."""
@@ -681,15 +702,17 @@ class Step:
                 "TG602",
                 f"this is not the state of this step: {', '.join(odd[:4])} {'...' if len(odd) > 4 else ''}".rstrip(),
             )
-        fresh: dict[str, Any] = {}
-        for k, t in {**{f"params/{n}": p for n, p in self.params.items()}, **self.slots}.items():
-            a = np.array(_coerce(k, arrays[k], t), order="C")
-            like = fresh.get("params/" + k.partition("/")[2]) if t.shape else None
-            fits = like is None or a.shape == like.shape
-            if not fits or _misfit(t, a.shape):
-                shape = str(list(like.shape)) if like is not None else dims.show_shape(t.shape)
-                raise StateError("TG602", f"{k} must have the shape {shape}, not {list(a.shape)}")
-            fresh[k] = a
+        shapes = {n: _shape(f"params/{n}", arrays[f"params/{n}"], p) for n, p in self.params.items()}
+        leaves = {**{f"params/{n}": p for n, p in self.params.items()}, **self.slots}
+        for k, t in leaves.items():
+            shape, like = _shape(k, arrays[k], t), shapes.get(k.partition("/")[2]) if t.shape else None
+            fits = like is None or shape == like
+            if not fits or _misfit(t, shape):
+                want_shape = str(list(like)) if like is not None and not fits else dims.show_shape(t.shape)
+                raise StateError("TG602", f"{k} must have the shape {want_shape}, not {list(shape)}")
+        fresh = self._storage(shapes)
+        for k, t in leaves.items():
+            fresh[k][...] = _coerce(k, arrays[k], t)
         return State(fresh, self)
 
     def __call__(self, state: State, /, **inputs: Any) -> tuple[Any, State]:
@@ -727,6 +750,10 @@ class Step:
         after.repeat = compiled.repeat(P, inputs)
         values = {k.removeprefix("value/"): v for k, v in results.items()}
         return _unflatten(self.tree, values), after
+
+
+def _shape(name: str, a: Any, t: Tensor) -> tuple[int, ...]:
+    return a.shape if isinstance(a, np.ndarray) else _coerce(name, a, t).shape
 
 
 def _misfit(t: Tensor, shape: tuple[int, ...]) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import tensorgraph as tg
 from tensorgraph import optim
 from tensorgraph.errors import GraphError, ModelError
+from tensorgraph.passes import together
 
 SHAPES = {"a.weight": (3, 4), "b.bias": (4,), "c.weight": (2, 3, 2)}
 
@@ -171,6 +172,70 @@ def test_state_is_updated_in_place():
     assert {k: state.arrays[k].ctypes.data for k in state} == where
     assert "copyto(P[" not in step.source, "every update is written straight into the state"
     np.testing.assert_array_equal(values["a.weight"], np.random.default_rng(0).normal(size=(3, 4)))
+
+
+def trained_on_numpy(monkeypatch, small, given):
+    """A few steps of parameters of many shapes, small up to `small` elements: the losses, and the state."""
+    monkeypatch.setattr(together, "SMALL", small)
+    rng = np.random.default_rng(3)
+    shapes = {"a": (3, 4), "b": (4,), "c": (4, 70), "d": (70,), "s": (), "e": (70, 90), "f": (1, 1, 5)}
+    values = {n: rng.normal(size=s).astype("f4") for n, s in shapes.items()}
+    p = {n: tg.ops.leaf.param(n, s) for n, s in shapes.items()}
+    x = tg.input("x", (5, 3))
+    y = tg.tanh(x @ p["a"] + p["b"]) @ p["c"] + p["d"] * p["s"] + p["d"].reshape(7, 10).T.reshape(70)
+    loss = ((y @ p["e"]) * p["f"].sum()).square().sum() + (p["c"].T * 0.1).sum()
+    outputs = {"loss": loss, "old": p["b"] * 1.0, "itself": p["f"]}
+    step = tg.compile(outputs, update=tg.optim.AdamW(lr=0.1, weight_decay=0.1), backend="numpy")
+    state, seen = step.init(values), []
+    for i in range(5):
+        value, state = step(state, x=given(rng.normal(size=(5, 3)).astype("f4") + np.float32(i)))
+        seen.append(value)
+    updates = sum(k.node.op.name == "adamw" for k in step.compiled.program.kernels)
+    return seen, dict(state), updates
+
+
+def test_small_parameters_are_updated_as_one_to_the_same_bits(monkeypatch):
+    alone, want, many = trained_on_numpy(monkeypatch, 0, np.asarray)
+    for given in np.asarray, np.ndarray.tolist:  # the short way of calling again, and the long one
+        seen, got, few = trained_on_numpy(monkeypatch, 300, given)
+        assert (many, few) == (7, 2)
+        assert got.keys() == want.keys()
+        for k, a in want.items():
+            np.testing.assert_array_equal(got[k], a, err_msg=k)
+        for one, other in zip(seen, alone, strict=True):
+            for k in "loss", "old", "itself":
+                np.testing.assert_array_equal(one[k], other[k], err_msg=k)
+
+
+def updates_by_hand(chained):
+    """Two updates by the op itself, the second by the gradient of a loss of the first's result if `chained`."""
+    roles = "pgmv"
+    x, y = ({r: tg.input(f"{r}{i}", (6,)) for r in roles} for i in range(2))
+    rate, c1, c2 = (tg.input(n, ()) for n in ("rate", "c1", "c2"))
+    first = tg.adamw(*x.values(), rate, c1, c2)
+    second = tg.adamw(y["p"], first[0] * y["g"] if chained else y["g"], y["m"], y["v"], rate, c1, c2)
+    outputs = {f"{r}{i}": t for i, us in enumerate((first, second)) for r, t in zip("pmv", us, strict=True)}
+    rng = np.random.default_rng(0)
+    arrays = {f"{r}{i}": rng.random(6).astype("f4") for i in range(2) for r in roles}
+    return outputs, arrays, {"rate": np.float32(0.1), "c1": np.float32(0.5), "c2": np.float32(0.3)}
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_arrays_that_lie_apart_are_updated_in_place_too(chained):
+    outputs, arrays, scalars = updates_by_hand(chained)
+    want = tg.compile(outputs, backend="numpy")(**arrays, **scalars)
+    f = tg.compile(outputs, donate={n: n for n in outputs}, backend="numpy")
+    assert sum(k.node.op.name == "adamw" for k in f.program.kernels) == (2 if chained else 1)
+    stretch = np.zeros(36, "f4")  # those of one role after another, as a step lays them out
+    for i, k in enumerate(k for r in "pmv" for k in (f"{r}0", f"{r}1")):
+        stretch[6 * i : 6 * i + 6] = arrays[k]
+    beside = {k: stretch[6 * i : 6 * i + 6] for i, k in enumerate(k for r in "pmv" for k in (f"{r}0", f"{r}1"))}
+    for given in arrays, {**arrays, **beside}:
+        own = {k: a if k in beside and given is not arrays else a.copy() for k, a in given.items()}
+        got = f(**own, **scalars)
+        for k, a in want.items():
+            assert got[k] is own[k]
+            np.testing.assert_array_equal(got[k], a, err_msg=k)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """The NumPy backend: a program becomes straight-line source that a person can read, over a planned arena.
 
-`views(s, a, v)` makes the arrays of one binding; `step(P, v)` runs. No size stands in `step`, so new sizes re-plan and
-never rebuild. The text is ours alone: identifiers are generated, foreign names enter by `repr`, comments are stripped.
+`views(s, a, v)` makes the arrays of one binding; `held(P, v)` and `given(P, v)` those of the caller's arrays that
+stay from run to run and that come anew; `step(P, v)` runs. No size stands in `step`, so new sizes re-plan and never
+rebuild. The text is ours alone: identifiers are generated, foreign names enter by `repr`, comments are stripped.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ class Lowered:
         self.sizes: list[Dim] = []
         self._slot: dict[Dim, int] = {}
         self._records: dict[str, Any] = {}
-        self._whole: dict[Value, str] = {}
         self.views_lines: list[str] = []
+        self.held_lines: list[str] = []
+        self.given_lines: list[str] = []
         self.step_lines: list[str] = []
+        self._named: set[Value] = set()  # literals, and views of the caller's arrays, that have their line
         self._build()
         self.source = self._text(name)
         self.filename = f"<tensorgraph {name} {next(_serial)}>"
@@ -53,7 +56,16 @@ class Lowered:
         }
         exec(compile(self.source, self.filename, "exec"), space)  # law 9: the one exec, on generated text
         self.views: Callable[..., None] = space["views"]
-        self.step: Callable[..., tuple[Any, ...]] = space["step"]
+        self.held: Callable[..., None] = space["held"]
+        self.given: Callable[..., None] = space["given"]
+        self.body: Callable[..., tuple[Any, ...]] = space["step"]
+
+    def step(self, P: Mapping[str, Any], v: Any) -> tuple[Any, ...]:
+        """One run, for arrays by key, and the arrays of a binding."""
+        arrays: dict[Any, Any] = dict(P)
+        self.held(arrays, v)
+        self.given(arrays, v)
+        return self.body(arrays, v)
 
     def bind(self, binding: Mapping[str, int]) -> Bound:
         return Bound(self, binding, plan(self.program, binding))
@@ -76,12 +88,34 @@ class Lowered:
         return "(" + "".join(self._size(d) + ", " for d in shape).rstrip(" ") + ")"
 
     def _ref(self, v: Value) -> str:
-        """How `step` names a value: an array of this binding, or an expression on the caller's storage."""
+        """The array of a value: of the binding, of the caller, or a view of the caller's."""
         if v.kind == "leaf":
             return f"P[{v.key!r}]"
         if v.root.kind == "leaf":
-            return self._seen(v)
+            if self._copies(v):
+                return self._seen(v)
+            if v not in self._named:
+                self._named.add(v)
+                lines = self.given_lines if self._anew(v.root) else self.held_lines
+                text = self._seen(v)
+                lines.append(f"P[{v.index}] = {text}  # {self._note(v)}")
+            return f"P[{v.index}]"
+        if v not in self._named and (value := self._literal(v)) is not None:
+            self._named.add(v)
+            self.views_lines.append(f"# v.t{v.index} is {value}, {v.dtype.short}")
         return f"v.t{v.index}"
+
+    def _anew(self, leaf: Value) -> bool:
+        """Whether a run is given this array anew each time: it is an input, and not the run's own state."""
+        return leaf.node.op.name == "input" and leaf.key not in self.program.donated.values()
+
+    def _copies(self, v: Value) -> bool:
+        """Whether this may be a copy of an array that is overwritten, and so has to be made where it is read."""
+        if v.root.key in self.program.joined or v.root.key not in self.program.donated.values():
+            return False
+        while v.base is not None and v.node.op.view != "reshape":
+            v = v.base
+        return v.base is not None
 
     def _seen(self, v: Value) -> str:
         """A view, as an expression on what it looks at. Sizes in it are read from v."""
@@ -89,19 +123,16 @@ class Lowered:
         base, view = self._ref(v.base), v.node.op.view
         if view == "permute":
             return f"{base}.transpose({', '.join(map(str, v.node.attrs['axes']))})"
-        sizes = "" if v.root.kind != "leaf" else "v."
+        at_run = v.root.kind == "leaf"
+        shape = self._at_run if at_run else self._shape
         if view == "reshape":
-            return (
-                f"{base}.reshape({sizes}{self._shape(v.shape)})"
-                if not sizes
-                else f"{base}.reshape({self._at_run(v.shape)})"
-            )
+            return f"{base}.reshape({shape(v.shape)})"
         if view == "expand":
-            return f"np.broadcast_to({base}, {self._at_run(v.shape) if sizes else self._shape(v.shape)})"
-        ranges = ", ".join(self._range(r, d, sizes) for r, d in zip(v.node.attrs["ranges"], v.base.shape, strict=True))
+            return f"np.broadcast_to({base}, {shape(v.shape)})"
+        ranges = ", ".join(self._range(r, d, at_run) for r, d in zip(v.node.attrs["ranges"], v.base.shape, strict=True))
         return f"{base}[{ranges}]"
 
-    def _range(self, r: tuple[Dim, Dim, int], d: Dim, at_run: str) -> str:
+    def _range(self, r: tuple[Dim, Dim, int], d: Dim, at_run: bool) -> str:
         start, stop, step = r
         if step == 1 and dims.same(start, 0) and dims.same(stop, d):
             return ":"
@@ -166,14 +197,17 @@ class Lowered:
 
     def _kernel(self, k: Kernel) -> str:
         op, node = k.node.op, k.node
-        outs = [self._ref(o) for o in k.outputs]
+        args, outs = ([self._ref(v) for v in vs] for vs in (k.inputs, k.outputs))
         if op.ufunc:
-            args = [self._literal(v) or self._ref(v) for v in k.inputs]
             return f"np.{op.ufunc}({', '.join(args)}, out={outs[0]})"
-        args = [self._ref(v) for v in k.inputs]
         half = _half(k)
         if op.name == "matmul" and not half:
             return f"np.matmul({', '.join(args)}, out={outs[0]})"
+        if op.name in REDUCTIONS and not half and _some(k.inputs[0]):
+            axis, keep = node.attrs["axis"], node.attrs["keepdims"]
+            return (
+                f"np.{REDUCTIONS[op.name]}.reduce({args[0]}, {axis}, D.{k.outputs[0].dtype.name}.np, {outs[0]}, {keep})"
+            )
         if op.name == "cast":
             return f"np.copyto({outs[0]}, {args[0]}, casting='unsafe')"
         if op.forward_fn is None:
@@ -204,8 +238,18 @@ class Lowered:
         sizes = ", ".join(f"s[{i}] = {dims.show(d)}" for i, d in enumerate(self.sizes))
         lines = [f"# {safe}: {len(self.program.kernels)} kernels, {len(self.program.buffers)} buffers; {sizes}"]
         lines += _function("views", "s, a, v", ["v.s = s", *self.views_lines])
+        lines += _function("held", "P, v", self.held_lines or ["pass"])
+        lines += _function("given", "P, v", self.given_lines or ["pass"])
         lines += _function("step", "P, v", self.step_lines)
         return "\n".join(lines) + "\n"
+
+
+REDUCTIONS = {"sum": "add", "max": "maximum", "min": "minimum"}
+
+
+def _some(v: Value) -> bool:
+    """Whether a value has elements, whatever the sizes."""
+    return all(dims.at_least(d, 1) for d in v.shape)
 
 
 def _half(k: Kernel) -> bool:
@@ -252,4 +296,75 @@ class Bound:
 
     def run(self, lowered: Lowered, P: dict[str, Any]) -> tuple[Any, ...]:
         """Results, for arrays by key."""
-        return lowered.step(P, self.v)
+        joined = lowered.program.joined
+        if not joined:
+            return lowered.step(P, self.v)
+        whole = {key: join([P[k] for k in keys]) for key, keys in joined.items()}
+        results = lowered.step({**P, **{key: flat for key, (flat, _) in whole.items()}}, self.v)
+        for key, (flat, copied) in whole.items():
+            if copied:
+                for k, part in zip(joined[key], split(flat, [P[k] for k in joined[key]]), strict=True):
+                    P[k][...] = part
+        return results
+
+    def repeat(self, lowered: Any, P: dict[str, Any], given: Mapping[str, Any], ranges: list[Any]) -> Any:
+        """The same call again, with the arrays `given` anew each time; None if they have to be made fit."""
+        leaves = lowered.program.leaves
+        if any(k not in leaves or type(a) is not np.ndarray or a.dtype != P[k].dtype for k, a in given.items()):
+            return None
+        arrays = {k: P[k] for k in leaves}
+        for key, keys in lowered.program.joined.items():
+            flat, copied = join([P[k] for k in keys])
+            if copied:
+                return None
+            arrays[key] = flat
+        return Repeat(lowered, self, arrays, given, ranges)
+
+
+class Repeat:
+    """A program called again on the same state: what does not change is looked up once."""
+
+    def __init__(
+        self, lowered: Lowered, bound: Bound, P: dict[Any, Any], given: Mapping[str, Any], ranges: list[Any]
+    ) -> None:
+        self.lowered, self.v, self.P = lowered, bound.v, P
+        self.like = {k: (a.dtype, a.shape) for k, a in given.items()}
+        self.ranges = ranges
+        lowered.held(P, self.v)
+
+    def __call__(self, given: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        """Results; None if the arrays given are not like those of the first call, or may be out of range: nothing was
+        done."""
+        P = self.P
+        if given.keys() != self.like.keys():
+            return None
+        for k, a in given.items():
+            if type(a) is not np.ndarray or (a.dtype, a.shape) != self.like[k]:
+                return None
+            P[k] = a
+        for k, low, high, _ in self.ranges:
+            a = P[k]
+            if a.size and (np.minimum.reduce(a, None) < low or np.maximum.reduce(a, None) >= high):
+                return None
+        with np.errstate(all="ignore"):
+            self.lowered.given(P, self.v)
+            return self.lowered.body(P, self.v)
+
+
+def join(parts: list[Any]) -> tuple[Any, bool]:
+    """One flat array of arrays of a dtype: themselves, where they lie after one another in memory, or else a copy."""
+    at, base = parts[0].ctypes.data, parts[0].base
+    if type(base) is np.ndarray and all(a.base is base and a.flags.c_contiguous and a.flags.writeable for a in parts):
+        ends = [a.ctypes.data for a in parts[1:]]
+        if ends == list(itertools.accumulate([a.nbytes for a in parts[:-1]], initial=at))[1:]:
+            n = sum(a.nbytes for a in parts)
+            whole = base.reshape(-1).view(np.uint8)
+            start = at - whole.ctypes.data
+            return whole[start : start + n].view(parts[0].dtype), False
+    return np.concatenate([a.reshape(-1) for a in parts]), True
+
+
+def split(flat: Any, like: list[Any]) -> list[Any]:
+    """The parts of a flat array, in the shapes of `like`."""
+    ends = list(itertools.accumulate([a.size for a in like]))
+    return [flat[e - a.size : e].reshape(a.shape) for e, a in zip(ends, like, strict=True)]

@@ -78,6 +78,7 @@ class Program:
     leaves: dict[str, Value] = field(default_factory=dict)
     outputs: dict[str, Value] = field(default_factory=dict)
     donated: dict[str, str] = field(default_factory=dict)  # output name -> key of the leaf that it overwrites
+    joined: dict[str, list[str]] = field(default_factory=dict)  # our leaf -> those of the caller that it joins
 
 
 def size_only(nodes: Iterable[Tensor]) -> set[Tensor]:
