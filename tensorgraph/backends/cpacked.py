@@ -1,4 +1,4 @@
-"""Steps in C for weights stored in fewer bits: see `packed.h`."""
+"""Steps in C for weights stored in fewer bits: see `packed.h` and `matvec.c`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .ckernels import OPEN, Kernels
 
 SPECIAL = {"packed_matmul", "packed_rows"}
 KINDS = {"int8": (0, "int8_t", "tg_byte"), "bfloat16": (1, "uint16_t", "tg_half")}
-ROWS = 512  # as TG_ROWS
+ROWS = 512  # as UNPACKED in matvec.c
 
 
 class PackedKernels(Kernels):
@@ -30,12 +30,12 @@ class PackedKernels(Kernels):
         kind = self._kind(w.dtype, [x.dtype, out.dtype, *[s.dtype for s in scale]])
         if kind is None or not all(self._plain(v) for v in (x, w, *scale)):
             return None
-        self.packed = True
         (n, k), m = w.shape, dims.size(x.shape[:-1])
         self.scratch.append(dims.mul(4 * ROWS, k))
         at = [self._start(v) for v in (x, w, *scale)] + ([] if scale else ["0"])
-        fields = ", ".join([str(kind[0]), *(self.size(d) for d in (m, n, k)), at[0], at[1], at[2], self.pointer(out)])
-        return [f"tg_packed(c, (Packed){{{fields}, 0}});"]
+        sizes = [self.size(d) for d in (m, n, k)]
+        fields = ", ".join(["TG_FIXED", str(kind[0]), *sizes, *at, self.pointer(out)])
+        return [f"{{ const Packed g = {{{fields}}}; c->rt->packed(c, &g); }}"]
 
     def _packed_rows(self, piece: Piece, step: Step) -> list[str] | None:
         (w, *scale, ids), out = piece.inputs, piece.outputs[0]

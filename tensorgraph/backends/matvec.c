@@ -1,58 +1,188 @@
-/* Products of few rows, read at the speed of memory: a product of one row has nothing that a blocked one could reuse.
-   Every element is summed in an order that depends on sizes alone. */
-enum { FEW = 4, STRIP = 131072 /* elements of a matrix worth a part of its own */ };
-static float dot(const float *restrict x, const float *restrict y, int64_t k) {
-    float t = 0;
-    _Pragma("omp simd reduction(+:t)")
-    for (int64_t p = 0; p < k; p++) t += x[p] * y[p];
-    return t;
+/* Products of few rows, read at the speed of memory: each weight is used at once, and there is nothing to reuse.
+   A thread reads one stream, front to back, and asks for what comes next ahead of time: several rows read at once are
+   slower. Weights of int8 and bfloat16 become float32 as they are read. Every operation rounds by itself, and every
+   element is summed in an order that depends on sizes alone: the same bits for any number of threads, in both modes. */
+enum { FEW = 4, AHEAD = 4096, STRIP = 65536 /* bytes worth a part of their own */, SUMS = 16, STRETCH = 4096, UNPACKED = 512 };
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX2__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+typedef float Four __attribute__((vector_size(16)));
+typedef float Lanes __attribute__((vector_size(4 * LANES)));
+typedef float AnyLanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+INLINE Lanes lanes_f(const float *p) { return *(const AnyLanes *)p; }
+#if defined(__AVX512F__)
+#include <immintrin.h>
+INLINE Lanes lanes_b(const int8_t *p) { return (Lanes)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p))); }
+INLINE Lanes lanes_h(const uint16_t *p) { return (Lanes)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p)), 16); }
+#elif defined(__AVX2__)
+#include <immintrin.h>
+INLINE Lanes lanes_b(const int8_t *p) { return (Lanes)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p))); }
+INLINE Lanes lanes_h(const uint16_t *p) { return (Lanes)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p)), 16); }
+#else
+INLINE Lanes lanes_b(const int8_t *p) { return (Lanes){p[0], p[1], p[2], p[3]}; }
+INLINE Lanes lanes_h(const uint16_t *p) {
+    const union { uint32_t b[4]; Lanes v; } u = {{(uint32_t)p[0] << 16, (uint32_t)p[1] << 16, (uint32_t)p[2] << 16, (uint32_t)p[3] << 16}};
+    return u.v;
 }
-/* b: rows of k elements, `ld` apart, each the weights of one result */
-static void few_by_rows(const float *a, int64_t lda, const float *b, int64_t ld, float *c, int64_t ldc, int64_t m, int64_t n, int64_t k) {
-    int64_t j = 0;
-    for (; j + 4 <= n; j += 4)
-        for (int64_t i = 0; i < m; i++) {
-            const float *restrict x = a + i * lda, *restrict y = b + j * ld;
-            float s = 0, t = 0, u = 0, v = 0;
-            _Pragma("omp simd reduction(+:s,t,u,v)")
-            for (int64_t p = 0; p < k; p++) {
-                s += x[p] * y[p]; t += x[p] * y[p + ld]; u += x[p] * y[p + 2 * ld]; v += x[p] * y[p + 3 * ld];
+#endif
+INLINE float one_f(float q) { return q; }
+INLINE float one_b(int8_t q) { return (float)q; }
+INLINE float one_h(uint16_t q) { const uint32_t b = (uint32_t)q << 16; float f; memcpy(&f, &b, 4); return f; }
+INLINE float total(Lanes v) {
+    const union { Lanes v; Four f[LANES / 4]; } u = {v};
+    Four t = u.f[0];
+    for (int i = 1; i < LANES / 4; i++) t += u.f[i];
+    return (t[0] + t[2]) + (t[1] + t[3]);
+}
+/* dots: y[i][j] = x[i] . w[j] for rows j of k elements, `ld` apart */
+#define DOTS(t, T)                                                                                                   \
+INLINE float dot_##t(const float *x, const T *w, int64_t k) {                                                        \
+    Lanes a = {0}, b = {0}, c = {0}, d = {0};                                                                        \
+    int64_t p = 0;                                                                                                   \
+    for (; p + 4 * LANES <= k; p += 4 * LANES) {                                                                     \
+        for (size_t l = 0; l < 4 * LANES * sizeof(T); l += 64) __builtin_prefetch((const char *)(w + p) + AHEAD + l);\
+        a += lanes_f(x + p) * lanes_##t(w + p); b += lanes_f(x + p + LANES) * lanes_##t(w + p + LANES);              \
+        c += lanes_f(x + p + 2 * LANES) * lanes_##t(w + p + 2 * LANES);                                              \
+        d += lanes_f(x + p + 3 * LANES) * lanes_##t(w + p + 3 * LANES);                                              \
+    }                                                                                                                \
+    for (; p + LANES <= k; p += LANES) a += lanes_f(x + p) * lanes_##t(w + p);                                       \
+    float s = total((a + b) + (c + d));                                                                                \
+    for (; p < k; p++) s += x[p] * one_##t(w[p]);                                                                    \
+    return s;                                                                                                        \
+}                                                                                                                    \
+static void dots_##t(const float *x, int64_t lda, const T *w, int64_t ld, const float *scale, float *y, int64_t ldy, \
+                     int64_t m, int64_t n, int64_t k) {                                                              \
+    for (int64_t j = 0; j < n; j++)                                                                                  \
+        for (int64_t i = 0; i < m; i++) {                                                                            \
+            const float s = dot_##t(x + i * lda, w + j * ld, k);                                                     \
+            y[i * ldy + j] = scale ? s * scale[j] : s;                                                               \
+        }                                                                                                            \
+}
+DOTS(f, float)
+DOTS(b, int8_t)
+DOTS(h, uint16_t)
+/* z[i] = x[i][lo .. hi] b[lo .. hi], for rows p of n weights, `ld` apart, in stretches of results that stay in cache */
+static void columns(const float *x, int64_t x0, int64_t x1, const float *b, int64_t ld, float *z, int64_t ldz, int64_t m, int64_t n, int64_t lo, int64_t hi) {
+    for (int64_t i = 0; i < m; i++) memset(z + i * ldz, 0, (size_t)n * sizeof(float));
+    for (int64_t from = 0; from < n; from += STRETCH) {
+        const int64_t to = from + STRETCH < n ? from + STRETCH : n;
+        for (int64_t p = lo; p < hi; p++)
+            for (int64_t i = 0; i < m; i++) {
+                const float *const y = b + p * ld, v = x[i * x0 + p * x1];
+                float *const restrict r = z + i * ldz;
+                int64_t j = from;
+                for (; j + LANES <= to; j += LANES) {
+                    __builtin_prefetch((const char *)(y + j) + AHEAD);
+                    *(AnyLanes *)(r + j) += v * lanes_f(y + j);
+                }
+                for (; j < to; j++) r[j] += v * y[j];
             }
-            c[i * ldc + j] = s; c[i * ldc + j + 1] = t; c[i * ldc + j + 2] = u; c[i * ldc + j + 3] = v;
-        }
-    for (; j < n; j++)
-        for (int64_t i = 0; i < m; i++) c[i * ldc + j] = dot(a + i * lda, b + j * ld, k);
+    }
 }
-/* b: k rows of n results, `ld` apart; eight rows at a time pass over a stretch of the results that stays in cache */
-static void few_by_columns(const float *a, int64_t lda, int64_t a1, const float *b, int64_t ld, float *c, int64_t ldc, int64_t m, int64_t n, int64_t k) {
-    for (int64_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * sizeof(float));
-    int64_t p = 0;
-    for (; p + 8 <= k; p += 8)
-        for (int64_t i = 0; i < m; i++) {
-            const float *restrict y = b + p * ld, *x = a + i * lda + p * a1;
-            float *restrict z = c + i * ldc;
-            const float x0 = x[0], x1 = x[a1], x2 = x[2 * a1], x3 = x[3 * a1], x4 = x[4 * a1], x5 = x[5 * a1], x6 = x[6 * a1], x7 = x[7 * a1];
+static int by_dots(const Gemm *g) { return g->b0 == 1 && g->a1 == 1; }
+static int is_few(const Gemm *g) { return !g->wide && g->m <= FEW && (by_dots(g) || g->b1 == 1); }
+static int64_t in_batch(const Gemm *g, const int64_t *steps, int64_t i) {
+    const int64_t last = g->batch[2], middle = g->batch[1];
+    return i % last * steps[2] + i / last % middle * steps[1] + i / (last * middle) * steps[0];
+}
+/* results lo .. hi of all batches, one after another */
+static void dots_part(Call *call, void *const *args, int64_t lo, int64_t hi, int64_t block, char *w) {
+    const Gemm *g = args[0];
+    (void)call; (void)block; (void)w;
+    for (int64_t at = lo; at < hi;) {
+        const int64_t i = at / g->n, j = at % g->n, n = hi - at < g->n - j ? hi - at : g->n - j;
+        dots_f((const float *)g->a + in_batch(g, g->as, i), g->a0, (const float *)g->b + in_batch(g, g->bs, i) + j * g->b1, g->b1, 0,
+               (float *)g->c + in_batch(g, g->cs, i) + j, g->ldc, g->m, n, g->k);
+        at += n;
+    }
+}
+/* parts lo .. hi of the sums: `sums` of them in each batch, each over a stretch of k; if there are several, into args[1] */
+static void columns_part(Call *call, void *const *args, int64_t lo, int64_t hi, int64_t block, char *w) {
+    const Gemm *g = args[0];
+    const int64_t sums = (int64_t)(intptr_t)args[2];
+    (void)call; (void)block; (void)w;
+    for (int64_t at = lo; at < hi; at++) {
+        const int64_t i = at / sums, part = at % sums;
+        float *const to = sums > 1 ? (float *)args[1] + at * g->m * g->n : (float *)g->c + in_batch(g, g->cs, i);
+        columns((const float *)g->a + in_batch(g, g->as, i), g->a0, g->a1, (const float *)g->b + in_batch(g, g->bs, i), g->b0, to,
+                sums > 1 ? g->n : g->ldc, g->m, g->n, g->k * part / sums, g->k * (part + 1) / sums);
+    }
+}
+static void run(Call *, Fn, void *const *, int64_t, int64_t, int64_t);
+static int64_t parts_of(const Call *c, int64_t bytes, int64_t most) {
+    int64_t parts = bytes / STRIP, limit = 16 * c->threads;
+    parts = parts > limit ? limit : parts;
+    return parts > most ? most : parts < 1 ? 1 : parts;
+}
+static void gemm_few(Call *c, const Gemm *g) {
+    const int64_t count = g->batch[0] * g->batch[1] * g->batch[2], bytes = 4 * g->n * g->k;
+    if (by_dots(g)) {
+        void *args[] = {(void *)g};
+        run(c, dots_part, args, count * g->n, parts_of(c, count * bytes, count * g->n), 1);
+        return;
+    }
+    int64_t sums = bytes / STRIP, most = g->k / 32;
+    most = most > SUMS ? SUMS : most;
+    sums = sums > most ? most : sums;
+    sums = sums < 1 ? 1 : sums;
+    float *const apart = sums > 1 ? malloc((size_t)(count * sums * g->m * g->n) * sizeof(float)) : 0;
+    if (!apart) sums = 1;
+    void *args[] = {(void *)g, apart, (void *)(intptr_t)sums};
+    run(c, columns_part, args, count * sums, parts_of(c, count * bytes, count * sums), 1);
+    if (sums < 2) return;
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t r = 0; r < g->m; r++) {
+            float *const restrict z = (float *)g->c + in_batch(g, g->cs, i) + r * g->ldc;
+            const float *const restrict from = apart + (i * sums * g->m + r) * g->n;
             _Pragma("omp simd")
-            for (int64_t j = 0; j < n; j++)
-                z[j] += ((x0 * y[j] + x1 * y[j + ld]) + (x2 * y[j + 2 * ld] + x3 * y[j + 3 * ld]))
-                      + ((x4 * y[j + 4 * ld] + x5 * y[j + 5 * ld]) + (x6 * y[j + 6 * ld] + x7 * y[j + 7 * ld]));
+            for (int64_t j = 0; j < g->n; j++) {
+                float t = from[j];
+                for (int64_t s = 1; s < sums; s++) t += from[s * g->m * g->n + j];
+                z[j] = t;
+            }
         }
-    for (; p < k; p++)
-        for (int64_t i = 0; i < m; i++) {
-            const float *restrict y = b + p * ld;
-            const float x = a[i * lda + p * a1];
-            float *restrict z = c + i * ldc;
-            _Pragma("omp simd")
-            for (int64_t j = 0; j < n; j++) z[j] += x * y[j];
-        }
+    free(apart);
 }
-static int is_few(const Gemm *g) {
-    return !g->wide && g->m <= FEW && ((g->b0 == 1 && g->a1 == 1) || g->b1 == 1);
+static void packed_part(Call *c, void *const *args, int64_t lo, int64_t hi, int64_t block, char *w) {
+    const Packed *g = args[0];
+    const float *const scale = g->scale ? g->scale + lo : 0;
+    (void)c; (void)block; (void)w;
+    if (g->half) dots_h(g->x, g->k, (const uint16_t *)g->w + lo * g->k, g->k, scale, g->y + lo, g->n, g->m, hi - lo, g->k);
+    else dots_b(g->x, g->k, (const int8_t *)g->w + lo * g->k, g->k, scale, g->y + lo, g->n, g->m, hi - lo, g->k);
 }
-/* whether a part of a product was one of few rows, and is done */
-static int few(const Gemm *g, const float *a, const float *b, float *c, int64_t m, int64_t n) {
-    if (!is_few(g)) return 0;
-    if (g->b0 == 1 && g->a1 == 1) few_by_rows(a, g->a0, b, g->b1, c, g->ldc, m, n, g->k);
-    else few_by_columns(a, g->a0, g->a1, b, g->b0, c, g->ldc, m, n, g->k);
-    return 1;
+/* rows args[2] + lo .. args[2] + hi as float32 in args[1] */
+static void unpack_part(Call *c, void *const *args, int64_t lo, int64_t hi, int64_t block, char *w) {
+    const Packed *g = args[0];
+    const int64_t k = g->k, from = (int64_t)(intptr_t)args[2];
+    (void)c; (void)block; (void)w;
+    for (int64_t j = lo; j < hi; j++) {
+        const float s = g->scale ? g->scale[from + j] : 1;
+        const int8_t *const b = (const int8_t *)g->w + (from + j) * k;
+        const uint16_t *const h = (const uint16_t *)g->w + (from + j) * k;
+        float *const restrict to = (float *)args[1] + j * k;
+        if (g->half) { _Pragma("omp simd") for (int64_t p = 0; p < k; p++) to[p] = s * one_h(h[p]); }
+        else { _Pragma("omp simd") for (int64_t p = 0; p < k; p++) to[p] = s * one_b(b[p]); }
+    }
+}
+static void gemm(Call *, const Gemm *);
+/* Few rows of x: each weight is used at once. More: a stretch of weights is unpacked, then a product as any other. */
+static void packed(Call *c, const Packed *g) {
+    if (g->m <= FEW) {
+        void *args[] = {(void *)g};
+        run(c, packed_part, args, g->n, parts_of(c, g->n * g->k * (g->half ? 2 : 1), g->n), 1);
+        return;
+    }
+    float *const rows = (float *)c->w;
+    for (int64_t from = 0; from < g->n; from += UNPACKED) {
+        const int64_t n = g->n - from < UNPACKED ? g->n - from : UNPACKED;
+        void *args[] = {(void *)g, rows, (void *)(intptr_t)from};
+        run(c, unpack_part, args, n, parts_of(c, n * g->k, n), 1);
+        const Gemm f = {0, g->fixed, g->m, n, g->k, {1, 1, 1}, {0}, {0}, {0}, g->k, 1, 1, g->k, g->n, g->x, rows, g->y + from};
+        gemm(c, &f);
+    }
 }

@@ -118,7 +118,6 @@ static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 static void product(const Gemm *g, const void *a, const void *b, void *c, int64_t m, int64_t n) {
     if (m <= 0 || n <= 0) return;
     if (g->k * m * n < 512) { plain(g, a, b, c, m, n); return; }
-    if (few(g, a, b, c, m, n)) return;
     int ta = g->a1 == 1 || g->k == 1 ? 111 : 112, tb = g->b1 == 1 || g->n == 1 ? 111 : 112;
     if (g->k == 1 && g->a1 != 1 && g->a0 == 1) ta = 112;
     if (g->n == 1 && g->b1 != 1 && g->b0 == 1) tb = 112;
@@ -153,13 +152,7 @@ static void gemm(Call *c, const Gemm *g) {
     int64_t count = g->batch[0] * g->batch[1] * g->batch[2];
     double flops = 2.0 * (double)g->m * (double)g->n * (double)g->k;
     void *args[2] = {(void *)(intptr_t)g, 0};
-    if (is_few(g)) {
-        int64_t parts = count * g->k * g->n / STRIP, cut = count > 1 ? count : g->n;
-        args[1] = (void *)(intptr_t)(count > 1 ? 0 : 2);
-        parts = parts > 16 ? 16 : parts;
-        run(c, gemm_part, args, cut, parts < 1 ? 1 : parts > cut ? cut : parts, count > 1 ? 1 : 16);
-        return;
-    }
+    if (is_few(g)) { gemm_few(c, g); return; }
     int threads = blas_get ? blas_get() : 1;
     if (threads != 1 && blas_set) blas_set(1);
     if (count > 1) {
@@ -180,7 +173,7 @@ static void gemm(Call *c, const Gemm *g) {
     if (threads != 1 && blas_set) blas_set(threads);
 }
 int tg_init(void *s, void *d, void *set, void *get, int wide) {
-    tg_rt.run = run; tg_rt.gemm = gemm;
+    tg_rt.run = run; tg_rt.gemm = gemm; tg_rt.packed = packed;
     sgemm = s; dgemm = d; blas_set = (void (*)(int))set; blas_get = (int (*)(void))get; wide_ints = wide;
     pthread_atfork(0, 0, alone);
     return 0;

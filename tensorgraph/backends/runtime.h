@@ -24,7 +24,12 @@ typedef struct Gemm { /* fixed: cut alike for any number of threads */
     const void *a, *b; void *c;
 } Gemm;
 typedef struct Range { const void *p; int64_t n, size, low, high, ignores, ignored; } Range; /* size -1: unsigned */
+typedef struct Packed { /* y = x w' scale, w: n rows of k int8, or bfloat16 if `half`; more than a few rows of x need scratch */
+    int64_t fixed, half, m, n, k;
+    const float *x; const void *w; const float *scale; float *y;
+} Packed;
 struct Rt {
     void (*run)(Call *, Fn, void *const *, int64_t n, int64_t parts, int64_t unit);
     void (*gemm)(Call *, const Gemm *);
+    void (*packed)(Call *, const Packed *);
 };
