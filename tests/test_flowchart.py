@@ -370,10 +370,11 @@ def test_backward_shows_what_is_saved_and_where_it_stops() -> None:
     assert [b.label for b in view.boxes if b.label.startswith("∂")] == ["∂ head", "∂ norm"]
     assert "no gradient: frozen" in by["embed"].lines and "no gradient: frozen" in by["qkv"].lines
     assert by["∂ head"].lines == ("for its input only: frozen",)
-    assert by["∂ norm"].lines == ("+ gradient of its weights",)
+    assert by["∂ norm"].lines == ("+ gradient of its weights", "reads its input")
+    assert [b.lines for b in view.boxes if b.label == "+"][-1] == ("kept: B, T, d", "no gradient needed")
     ids = {b.id: b.label for b in view.boxes}
     kinds = {(ids[e.source], ids[e.target]): e.kind for e in view.edges}
-    assert kinds["∂ head", "∂ norm"] == "gradient" and kinds["+", "∂ norm"] == "control"
+    assert kinds["∂ head", "∂ norm"] == "gradient" and "control" not in kinds.values()
 
 
 class Shared(tg.Module):
@@ -825,3 +826,29 @@ def test_a_layer_with_another_constant_or_another_training_is_left_out() -> None
     for drawn in (tg.draw(x).text, tg.draw(y).text):
         assert re.findall(r"×(\d+)", drawn) == ["10", "10"]
         assert weights_drawn(drawn) >= 20
+
+
+def test_what_is_kept_and_what_reads_it_agree() -> None:
+    """Oracle: the backward nodes of the graph: every forward value that one reads is kept by its step, no other is."""
+    graph, m = traced("llama-3-8b", loss=True)
+    full = graph.with_gradients()
+    seen = Projection(full, whole=True, binding=m.binding)
+    read = {x for n in full.nodes if n.scope.backward for x in n.inputs if not x.scope.backward and not x.op.leaf}
+    steps = {seen.parts.of.get(seen.parts.resolve(x)) for x in read} - {None}
+    view = draw(graph, "backward", binding=m.binding).view
+    kept = {b.id for b in view.boxes if any(line.startswith("kept: ") for line in b.lines)}
+    assert kept == {seen.ids[s] for s in steps if s is not None}
+    labels = {b.id: b.label for b in view.boxes}
+    gradients = {(labels[e.source], labels[e.target]) for e in view.edges if e.kind == "gradient"}
+    assert {("∂ attention", "∂ v"), ("∂ RoPE", "∂ q"), ("∂ RoPE", "∂ k"), ("∂ norm", "∂ +")} <= gradients
+    assert ("∂ q", "∂ k") not in gradients and ("∂ q", "∂ v") not in gradients
+
+
+def test_gradients_stand_beside_their_steps() -> None:
+    """What trains nothing has no gradient: the first of LLaVA's bridge begins below its tower, beside the bridge."""
+    made = draw(open_target("llava-1.5-7b").train("bridge-only"), "backward")
+    drawn, index = Geometry(made.view, False), {b.label: i for i, b in enumerate(made.view.boxes)}
+    top = {label: drawn.boxes[f"n{i}"][3] for label, i in index.items()}
+    for label in ("connector.0", "connector.1"):
+        assert abs(top[label] - top[f"∂ {label}"]) < 60
+    assert abs(top["∂ attn_norm"] - top["mlp_norm"]) < 0.5 * abs(top["pixel_values"] - top["logits"])

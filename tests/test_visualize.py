@@ -415,6 +415,7 @@ class Geometry:
                 [q for op in e["_draw_"] if op["op"] == "b" for q in bezier(op["points"])],
             )
             for e in data.get("edges", ())
+            if "_draw_" in e  # others only hold places
         ]
         self.edge_labels = [rect for e in data.get("edges", ()) for rect in texts(e.get("_ldraw_", []))]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -35,19 +36,29 @@ class _Backward:
         self.places = self._places()
         self.learning = self._learning()
         made = [(n, step) for step in seen.steps for n in step.nodes]
+        alike: dict[Key, dict[Step, None]] = {}  # steps with nodes of one line, which may be views alone
         for n, step in sorted(made, key=lambda pair: pair[0].op.style == "view"):  # a view is a step's small change
-            other = self.of.setdefault((n.scope.twin, n.loc), step)
+            key = n.scope.twin, n.loc
+            alike.setdefault(key, {})[step] = None
+            other = self.of.setdefault(key, step)
             if other is not step and n.op.style != "view":
                 self._join(other, step)
         self.box_of: dict[Tensor, Step | Scope] = {}
         self.fed: set[Step | Scope] = set()  # boxes that a gradient reaches within the first run, or from outside
         self.after: set[Step | Scope] = set()  # boxes that a gradient reaches from the next run
         self.sums = {p.scope.twin: p for p in seen.graph.params.values()}  # where gradients of several uses are added
-        for n in seen.graph.nodes:
-            if n.scope.backward:
-                scope = self.scopes.get(n.scope, n.scope)
-                found = self.of.get((scope, n.loc))
-                self.box_of[n] = scope if found is None else self.group[found][0]
+        into: dict[Tensor, set[Step | Scope]] = {}  # the boxes that read a gradient
+        for n in reversed(seen.graph.nodes):
+            if not n.scope.backward:
+                continue
+            scope = self.scopes.get(n.scope, n.scope)
+            found = self.of.get((scope, n.loc))
+            box: Step | Scope = scope if found is None else self.group[found][0]
+            near = into.get(n, set()) & {self.group[s][0] for s in alike.get((scope, n.loc), ())}
+            self.box_of[n] = next(iter(near)) if len(near) == 1 else box
+            for x in n.inputs:
+                into.setdefault(x, set()).add(self.box_of[n])
+        self.box_of = dict(reversed(self.box_of.items()))
 
     def _join(self, a: Step, b: Step) -> None:
         if self.group[a] is not self.group[b]:
@@ -78,23 +89,27 @@ class _Backward:
             ids.setdefault(owner, f"g{len(ids)}")
             made.setdefault(owner, []).append(n)
         self._gradients(edges, ids)
-        self._saved(edges, ids)
+        kept, read = self._saved()
         back: list[Box] = []
         framed: dict[str, str] = {}
         for owner, nodes in made.items():
             frame = seen.frame_of(owner) if isinstance(owner, Step) else None
             if frame is not None and isinstance(owner, Step):
                 frame = framed.setdefault(frame, f"∂{frame}")
-            back.append(self._box(ids[owner], owner, nodes, frame))
+            box = self._box(ids[owner], owner, nodes, frame)
+            back.append(replace(box, lines=(*box.lines, *self._reads(owner, read.get(owner, {})))))
         for frame in list(framed):
             above = seen.parent_of(frame)
             while above is not None and above not in framed:
                 framed[above] = f"∂{above}"
                 above = seen.parent_of(above)
         for step in seen.steps:
-            if self.group[step][0] not in ids:
-                b = boxes[seen.ids[step]]
-                boxes[b.id] = Box(**{**b.__dict__, "lines": (*b.lines, self._why_not(step))})
+            b = boxes[seen.ids[step]]
+            shapes = list(dict.fromkeys(seen.shape_text(x) for x in kept.get(step, ())))
+            lines = [f"kept: {' and '.join(shapes) if len(shapes) < 3 else f'{len(kept[step])} values'}"][: len(shapes)]
+            lines += [self._why_not(step)] if self.group[step][0] not in ids else []
+            tip = [b.tooltip, f"kept: {' and '.join(shapes)}" if shapes else ""]
+            boxes[b.id] = replace(b, lines=(*b.lines, *lines), tooltip=" · ".join(filter(None, tip)))
         blocks = list(forward.blocks)
         for block in seen.blocks:
             if block.id in framed:
@@ -133,22 +148,52 @@ class _Backward:
             notes = dict.fromkeys(runs.note(passages, back=True) for passages in alike.values())
             key = (ids[source], ids[owner])
             edges[key] = replace(edges[key], note="; ".join(filter(None, notes)))
+        self._joined(edges, ids)
+
+    def _joined(self, edges: dict[tuple[str, str], Edge], ids: dict[Step | Scope, str]) -> None:
+        """What reaches the last run of a block enters it where in other runs that of the layer after does."""
+        onto: dict[str, set[str]] = {}
+        for (source, target), e in edges.items():
+            if e.kind == "gradient" and not e.note:
+                onto.setdefault(source, set()).add(target)
+        frames = {ids[o]: self.seen.frame_of(o) for o in ids if isinstance(o, Step)}
+        for end in (ids[o] for o in self.after - self.fed):
+            for source, targets in onto.items():
+                inside = {t for t in targets if frames.get(t) is not None and frames.get(t) == frames.get(end)}
+                if frames.get(source) != frames.get(end) and inside and inside <= onto.get(end, set()):
+                    first = edges[source, min(inside)]
+                    for t in inside:
+                        del edges[source, t]
+                    edges[source, end] = replace(first, target=end)
 
     def _carried(self, n: Tensor, x: Tensor) -> bool:
         """Whether x comes from another run of a repeated block that n belongs to."""
         here, there = (self.places.get(y.scope.twin, {}) for y in (n, x))
         return any(there.get(i, run) != run for i, run in here.items())
 
-    def _saved(self, edges: dict[tuple[str, str], Edge], ids: dict[Step | Scope, str]) -> None:
-        """A value of the forward that a ∂ box reads is kept until then."""
+    def _saved(self) -> tuple[dict[Step, dict[Tensor, None]], dict[Step | Scope, dict[Step, None]]]:
+        """The values of each step that some ∂ box reads, which are kept until then; and whose values a ∂ box reads."""
+        kept: dict[Step, dict[Tensor, None]] = {}
+        read: dict[Step | Scope, dict[Step, None]] = {}
         for n, owner in self.box_of.items():
             for x in n.inputs:
                 if x in self.box_of or x.op.leaf or self._carried(n, x):
                     continue
-                step = self.seen.parts.of.get(self.seen.parts.resolve(x))
+                value = self.seen.parts.resolve(x)
+                step = self.seen.parts.of.get(value)
                 if step is not None:
-                    key = (self.seen.ids[step], ids[owner])
-                    edges.setdefault(key, Edge(*key, self.seen.shape_text(x), "control"))
+                    kept.setdefault(step, {})[value] = None
+                    read.setdefault(owner, {})[step] = None
+        return kept, read
+
+    def _reads(self, owner: Step | Scope, read: Mapping[Step, None]) -> tuple[str, ...]:
+        """`reads its input and output`, or whose values a ∂ box reads."""
+        own = self.group[owner] if isinstance(owner, Step) else []
+        before = {f.source for f in self.seen.parts.flows if f.target in own}
+        said = dict.fromkeys(
+            "its output" if s in own else "its input" if s in before else self.seen.labels[s] for s in read
+        )
+        return (f"reads {', '.join(sorted(said, key=lambda text: not text.startswith('its')))}",) if said else ()
 
     def _box(self, id_: str, owner: Step | Scope, nodes: list[Tensor], frame: str | None) -> Box:
         if isinstance(owner, Scope):
@@ -174,6 +219,7 @@ class _Backward:
             label,
             lines=lines,
             block=frame,
+            beside=self.seen.ids[owner] if isinstance(owner, Step) else None,
             tooltip=f"{ops} · {nodes[0].where if self.seen.where else ''}".strip(" ·"),
         )
 
@@ -196,7 +242,7 @@ class _Backward:
         return set(first).union(*(nx.descendants(flow, s) for s in first))
 
 
-_LEGEND = " · dashed: gradients · dotted: kept for the backward pass"
+_LEGEND = " · dashed: gradients · kept: stored until the backward pass"
 
 
 def _together(boxes: list[Box]) -> list[Box]:

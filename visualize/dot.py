@@ -54,7 +54,17 @@ def to_dot(view: View, theme: str = "seed", shapes: bool = False, places: Given 
         if edge.target in corners:
             attributes["dir"] = "none"
         lines.append(f"  {' -> '.join(_ends(edge, names))} [{_attributes(attributes)}];")
+    lines += _level(view, names)
     return "\n".join([*lines, "}", ""])
+
+
+def _level(view: View, names: Mapping[str, str]) -> list[str]:
+    """Unseen edges that hold the uppermost boxes of a chain below what those read beside which they stand."""
+    beside = {box.id: box.beside for box in view.boxes if box.beside is not None}
+    lower = {e.source for e in view.edges if e.kind == "gradient" and e.target in beside}
+    upper = {to: names[box] for box, to in beside.items() if box not in lower}
+    pairs = [(names[e.source], upper[e.target]) for e in view.edges if e.kind == "data" and e.target in upper]
+    return [f"  {a} -> {b} [{_attributes(_EDGES['order'])}];" for a, b in dict.fromkeys(pairs)]
 
 
 def titles(view: View) -> dict[str, str]:

@@ -47,7 +47,8 @@ class Weight:
 class Box:
     """One step: a label, further lines, the weights it uses, the block it lies in, and a value to colour it by.
 
-    A box with role "weight" is highlighted; its weights are listed when the view shows weights.
+    A box with role "weight" is highlighted; its weights are listed when the view shows weights. It stands `beside`
+    another box where that is possible, as a gradient beside its step.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Box:
     tooltip: str = ""
     link: str | None = None
     value: float | None = None
+    beside: str | None = None
 
     @property
     def tied(self) -> bool:
