@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,20 @@ def test_help_lists_the_commands_and_each_has_an_example(run: Any) -> None:
         page = run(command, "--help")
         assert page.rc == 0
         assert f"Example: tensorgraph {command}" in page.out
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_help_reads_well(run: Any, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """No types of Python, no brackets twice; a line of a paragraph ends where the next word has no room."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    for command in ((), *((c,) for c in COMMANDS)):
+        page = run(*command, "--help").out
+        assert not re.search(r"[<>](?!=)|\[\[|[{}](?!label|op|path|component|,| are)", page), page
+        lines = [line.rstrip() for line in page.split("╭", maxsplit=1)[0].splitlines()]
+        for line, after in pairwise(lines):
+            assert len(line) < width
+            if line.startswith(" ") and after.startswith(" "):
+                assert len(line) + 1 + len(after.split()[0]) >= width, (line, after)
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -443,9 +458,41 @@ def test_usage_errors(run: Any) -> None:
         assert "Usage: tensorgraph" in done.err
 
 
-def test_defects_of_one_s_own_file_keep_their_traceback(own: str) -> None:
+def test_what_one_s_own_file_raises_is_shown_with_its_own_lines(run: Any, own: str, tmp_path: Path) -> None:
+    """Ours, and those of typer and of the import system, are left out; but where the engine raised is said."""
+    (tmp_path / "raises.py").write_text(
+        "import tensorgraph as tg\n"
+        "from other_of_the_user import deep\n"
+        "class Late(tg.Module):\n"
+        "    def inputs(self, names): return {}\n"
+        "    def outputs(self): return self()\n"
+        "    def forward(self): return deep(1)\n"
+        "def engine(): return tg.nn.Linear(3)\n"
+        "def chained():\n"
+        "    try: deep(0)\n"
+        "    except RuntimeError as e: raise ValueError('chained') from e\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "other_of_the_user.py").write_text("def deep(x): raise RuntimeError('deep')\n", encoding="utf-8")
+    (tmp_path / "imports.py").write_text("import absent_of_the_user\n", encoding="utf-8")
+    raises = f"{tmp_path}/raises.py"
+    for model, names, message in (
+        (f"{own}:defect", ["defect"], "KeyError: 'x'"),
+        (f"{raises}:Late", ["outputs", "forward", "deep"], "RuntimeError: deep"),
+        (f"{raises}:engine", ["engine"], "TypeError: Linear.__init__() missing 1 required positional argument"),
+        (f"{raises}:chained", ["chained"], "ValueError: chained"),
+        (f"{tmp_path}/imports.py:x", ["<module>"], "ModuleNotFoundError: No module named 'absent_of_the_user'"),
+    ):
+        ran = run("show", model)
+        assert ran.rc == 1 and ran.out == ""
+        assert re.findall(r'^  File ".*", line \d+, in (.*)$', ran.err, re.M) == names, ran.err
+        assert ran.err.splitlines()[-1].startswith(message)
+
+
+def test_defects_of_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tensorgraph.models.presets.names", lambda: {}["x"])
     with pytest.raises(KeyError):
-        main(["params", f"{own}:defect"])
+        main(["list"])
 
 
 # ------------------------------------------------------------------------------------- pipes, terminals, signals

@@ -10,7 +10,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run a command (`sys.argv` by default); the exit status.
 
     2 for wrong input, with the error's report on standard error (and with --details before the command all that
-    it sums up); 130 when interrupted. What is not a TensorgraphError is a defect and keeps its traceback.
+    it sums up); 1 for what the user's own file raises, with its lines; 130 when interrupted. Anything else that is not
+    a TensorgraphError is a defect and keeps its traceback.
     """
     from tensorgraph.errors import TensorgraphError
 
@@ -25,6 +26,13 @@ def main(args: Sequence[str] | None = None) -> int:
         details = error.details if given[:1] == ["--details"] else ()
         sys.stderr.write("\n".join([error.report(), *(f"  {line}" for line in details)]) + "\n")
         return 2
+    except Exception as error:
+        from .own import own_traceback
+
+        if (text := own_traceback(error)) is None:
+            raise
+        sys.stderr.write(text)
+        return 1
     return 0
 
 

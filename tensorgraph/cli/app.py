@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .help import Command, Group
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,6 +21,7 @@ PIPED_WIDTH = 160  # columns where the output is no terminal: tables are then re
 TOUR = "weights, positions, attention, gradients, culprit, learning, shapes, symbols, stages, pictures"
 
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,6 +30,8 @@ app = typer.Typer(
     epilog="MODEL is a preset (see `tensorgraph list`), a checkpoint folder, a config.json, a GGUF file, or "
     "file.py:callable for your own model. Sizes are given as -d B=2 -d T=5.",
 )
+
+command = partial(app.command, cls=Command)
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Preset, checkpoint folder, config.json, GGUF file, or file.py:callable.")
@@ -39,13 +45,13 @@ Freeze = Annotated[
 ]
 Mode = Annotated[
     str | None,
-    typer.Option("--mode", metavar="NAME", help="What is trained: all, lora; of models that see bridge-only ..."),
+    typer.Option("--mode", metavar="NAME", help="What is trained: all, lora; of models that see: bridge-only, ..."),
 ]
 Lora = Annotated[
     str | None,
     typer.Option("--lora", metavar="r=16,...", help="An adapter: r, alpha, targets=q_proj+v_proj, rslora=true."),
 ]
-Theme = Annotated[str, typer.Option("--theme", help="seed, light, dark or mono.")]
+Theme = Annotated[str, typer.Option("--theme", metavar="NAME", help="seed, light, dark or mono.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -75,16 +81,18 @@ def options(
         raise typer.Exit
 
 
-@app.command(epilog="Example: tensorgraph demo")
+@command(epilog="Example: tensorgraph demo")
 def demo(
     step: Annotated[
         str | None,
         typer.Argument(
-            metavar="[STEP]",
+            metavar="STEP",
             help=f"Only one of its steps: {TOUR}.",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the files that the tour writes.")] = Path("out/demo"),
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder for the files that the tour writes.")
+    ] = Path("out/demo"),
 ) -> None:
     """The tour: one small model followed number by number, then a large one as symbols."""
     from . import demo as tour
@@ -92,7 +100,7 @@ def demo(
     tour.run(console(), out, step)
 
 
-@app.command("list", epilog="Example: tensorgraph list --json")
+@command("list", epilog="Example: tensorgraph list --json")
 def list_(as_json: Json = False) -> None:
     """Presets, with their totals."""
     from tensorgraph import models
@@ -110,7 +118,7 @@ def list_(as_json: Json = False) -> None:
     console().print(tables.presets(rows))
 
 
-@app.command(epilog="Example: tensorgraph params gpt2 -d n=24")
+@command(epilog="Example: tensorgraph params gpt2 -d n=24")
 def params(
     model: Model,
     d: Sizes = None,
@@ -123,9 +131,11 @@ def params(
     freeze: Freeze = None,
     out: Annotated[
         list[Path] | None,
-        typer.Option("-o", "--out", help="A file instead: md, html, tex, csv, json, txt; svg: where they live."),
+        typer.Option(
+            "-o", "--out", metavar="FILE", help="A file instead: md, html, tex, csv, json, txt; svg: where they live."
+        ),
     ] = None,
-    form: Annotated[str, typer.Option("--form", help="Of the svg: bars or icicle.")] = "bars",
+    form: Annotated[str, typer.Option("--form", metavar="NAME", help="Of the svg: bars or icicle.")] = "bars",
     theme: Theme = "seed",
     as_json: Json = False,
 ) -> None:
@@ -150,10 +160,10 @@ def params(
         screen.print(tables.totals(found))
 
 
-@app.command(epilog="Example: tensorgraph where llama-2-7b mistral-7b")
+@command(epilog="Example: tensorgraph where llama-2-7b mistral-7b")
 def where(
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Llama-2-7B, Mistral-7B and LLaVA-1.5 if none.")
+        list[str] | None, typer.Argument(metavar="MODEL", help="Llama-2-7B, Mistral-7B and LLaVA-1.5 if none.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -170,7 +180,7 @@ def where(
         screen.print(line, markup=False)
 
 
-@app.command(epilog="Example: tensorgraph show mini-268 --backward -d B=2")
+@command(epilog="Example: tensorgraph show mini-268 --backward -d B=2")
 def show(
     model: Model,
     d: Sizes = None,
@@ -186,13 +196,13 @@ def show(
     sys.stdout.write(f"{target.sized(target.trace(gradients=backward))}\n")
 
 
-@app.command(epilog="Example: tensorgraph check gpt2 -d B=2 -d T=5")
+@command(epilog="Example: tensorgraph check gpt2 -d B=2 -d T=5")
 def check(
     model: Model,
     d: Sizes = None,
     only_wrong: Annotated[bool, typer.Option("--only-wrong", help="Only what is not right.")] = False,
     every: Annotated[bool, typer.Option("--all", help="Every kind of node, not only the worst ones.")] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the values and directions.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the values and directions.")] = 0,
     mode: Mode = None,
     lora: Lora = None,
     freeze: Freeze = None,
@@ -211,7 +221,7 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: tensorgraph cost gpt2 -d B=1 -d T=1024")
+@command(epilog="Example: tensorgraph cost gpt2 -d B=1 -d T=1024")
 def cost(
     model: Model,
     d: Sizes = None,
@@ -219,8 +229,12 @@ def cost(
     lora: Lora = None,
     freeze: Freeze = None,
     forward: Annotated[bool, typer.Option("--forward", help="Without the backward pass and the optimiser.")] = False,
-    optimizer: Annotated[str, typer.Option("--optimizer", help="adamw, adam, momentum, sgd or none.")] = "adamw",
-    dtype: Annotated[str | None, typer.Option("--dtype", help="Of all floats, in place of the model's own.")] = None,
+    optimizer: Annotated[
+        str, typer.Option("--optimizer", metavar="NAME", help="adamw, adam, momentum, sgd or none.")
+    ] = "adamw",
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", metavar="NAME", help="Of all floats, in place of the model's own.")
+    ] = None,
     formulas: Annotated[bool, typer.Option("--formulas", help="Formulas in all sizes.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -251,21 +265,26 @@ def cost(
         screen.print(f"without a value: {', '.join(open_)} (-d {open_[0]}=1)", markup=False)
 
 
-@app.command(epilog="Example: tensorgraph draw gpt2 -o gpt2.svg -o gpt2.mmd")
+@command(epilog="Example: tensorgraph draw gpt2 -o gpt2.svg -o gpt2.mmd")
 def draw(
     model: Model,
     out: Annotated[
         list[Path],
-        typer.Option("-o", "--out", help="File; its suffix says the format: svg, png, pdf, tex, mmd, dot, txt."),
+        typer.Option(
+            "-o", "--out", metavar="FILE", help="File; its suffix says the format: svg, png, pdf, tex, mmd, dot, txt."
+        ),
     ],
     d: Sizes = None,
-    level: Annotated[str, typer.Option("--level", help="seed, flowchart, block, ops or backward.")] = "flowchart",
+    level: Annotated[
+        str, typer.Option("--level", metavar="NAME", help="seed, flowchart, block, ops or backward.")
+    ] = "flowchart",
     block: Annotated[
         str | None, typer.Option("--block", metavar="PATTERN", help="Which one --level block opens: a path or class.")
     ] = None,
     theme: Theme = "seed",
     direction: Annotated[
-        str | None, typer.Option("--direction", help="LR or TB: left to right, or top down; else as it fits.")
+        str | None,
+        typer.Option("--direction", metavar="LR|TB", help="LR or TB: left to right, or top down; else as it fits."),
     ] = None,
     shapes: Annotated[bool, typer.Option("--shapes", help="Label edges with shapes.")] = False,
     unfold: Annotated[bool, typer.Option("--unfold", help="Draw every layer, not one for layers that repeat.")] = False,
@@ -304,17 +323,21 @@ def draw(
         print(f"{picture.save(path)}")
 
 
-@app.command(epilog='Example: tensorgraph generate checkpoint/ "Once upon a time" -n 40 --temperature 0.8')
+@command(epilog='Example: tensorgraph generate checkpoint/ "Once upon a time" -n 40 --temperature 0.8')
 def generate(
     model: Model,
-    prompt: Annotated[str, typer.Argument(help='The text to go on from; "-" reads it from standard input.')],
-    count: Annotated[int, typer.Option("-n", "--tokens", help="Tokens to make, at most.")] = 20,
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help='The text to go on from; "-" reads it from standard input.')
+    ],
+    count: Annotated[int, typer.Option("-n", "--tokens", metavar="N", help="Tokens to make, at most.")] = 20,
     temperature: Annotated[
-        float | None, typer.Option(help="Sample; 0 or none of these options: the likeliest.")
+        float | None, typer.Option(metavar="X", help="Sample; 0 or none of these options: the likeliest.")
     ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest tokens that make up p.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    top_k: Annotated[int | None, typer.Option(metavar="K", help="Sample among the k likeliest tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(metavar="P", help="Sample among the likeliest tokens that make up p.")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the sampling.")] = 0,
 ) -> None:
     """The prompt and its continuation, printed as it is made."""
     from tensorgraph.errors import DataError, ModelError
@@ -343,25 +366,26 @@ def generate(
     sys.stdout.write("\n")
 
 
-@app.command(
+@command(
     epilog="Example: tensorgraph train gpt2 --text pydoc --steps 400 --lr 3e-3 --out out/pydoc "
     "-d d=64 -d H=4 -d n=2 -d T=64"
 )
 def train(
     model: Model,
     text: Annotated[
-        str, typer.Option("--text", help='A text file, or "pydoc": the Python documentation inside Python.')
+        str,
+        typer.Option("--text", metavar="FILE", help='A text file, or "pydoc": the Python documentation inside Python.'),
     ],
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps in all.")],
+    steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Training steps in all.")],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the model, its checkpoint and its curve.")
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder for the model, its checkpoint and its curve.")
     ] = None,
     d: Sizes = None,
     vocab: Annotated[
-        int, typer.Option(help="Tokens of the BPE that is trained where the model has no tokenizer.")
+        int, typer.Option(metavar="N", help="Tokens of the BPE that is trained where the model has no tokenizer.")
     ] = 512,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first values and of the batches.")] = 0,
+    lr: Annotated[float, typer.Option(metavar="RATE", help="Highest learning rate.")] = 1e-3,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the first values and of the batches.")] = 0,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew where --out holds an earlier run.")] = False,
     mode: Mode = None,
     lora: Lora = None,
@@ -393,17 +417,22 @@ def train(
         raise typer.Exit(130)
 
 
-@app.command(epilog="Example: tensorgraph bench gpt2 -d n=2 -d T=64 -o profile.svg")
+@command(epilog="Example: tensorgraph bench gpt2 -d n=2 -d T=64 -o profile.svg")
 def bench(
     model: Model,
     d: Sizes = None,
-    backend: Annotated[str, typer.Option("--backend", help="auto, c or numpy.")] = "auto",
+    backend: Annotated[str, typer.Option("--backend", metavar="NAME", help="auto, c or numpy.")] = "auto",
     only: Annotated[str | None, typer.Option("--only", metavar="WHAT", help="train or decode; else both.")] = None,
-    weights: Annotated[str | None, typer.Option("--weights", help="To decode with: float32, bfloat16 or int8.")] = None,
-    context: Annotated[int, typer.Option("--context", min=2, help="Tokens before those that are decoded.")] = 256,
-    seconds: Annotated[float, typer.Option("--seconds", help="How long each is timed.")] = 3.0,
+    weights: Annotated[
+        str | None, typer.Option("--weights", metavar="NAME", help="To decode with: float32, bfloat16 or int8.")
+    ] = None,
+    context: Annotated[
+        int, typer.Option("--context", metavar="N", min=2, help="Tokens before those that are decoded.")
+    ] = 256,
+    seconds: Annotated[float, typer.Option("--seconds", metavar="S", help="How long each is timed.")] = 3.0,
     out: Annotated[
-        list[Path] | None, typer.Option("-o", "--out", help="Picture coloured by time: svg, png, pdf ...")
+        list[Path] | None,
+        typer.Option("-o", "--out", metavar="FILE", help="Picture coloured by time: svg, png, pdf ..."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -429,12 +458,13 @@ def bench(
         print_json(found)
 
 
-@app.command(epilog="Example: tensorgraph digits --out out/digits")
+@command(epilog="Example: tensorgraph digits --out out/digits")
 def digits(
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the checkpoint, its curves and a picture of answers.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder for the checkpoint, its curves and a picture of answers."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first values and of the batches.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the first values and of the batches.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Train a small model that sees, from nothing: handwritten digits, questions in words.

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
-import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +14,8 @@ from tensorgraph.errors import ModelError, SizeError
 from tensorgraph.graph import Graph
 from tensorgraph.nn import Module
 from tensorgraph.tensor import Tensor
+
+from .own import call
 
 
 @dataclass(frozen=True)
@@ -240,7 +239,7 @@ def _fields(name: str, model: Any, given: Mapping[str, Dim]) -> dict[str, int]:
 
 
 def _own(text: str, file: Path, attribute: str, given: dict[str, Dim], changes: Mapping[str, Any] | None) -> Target:
-    made = _call(text, file, attribute)
+    made = call(text, file, attribute)
     name = f"{file.name}:{attribute}"
     if getattr(made, "config", None) and getattr(made, "fields", None):  # built from a config: sizes go into it
         from tensorgraph import models
@@ -265,47 +264,6 @@ def _own(text: str, file: Path, attribute: str, given: dict[str, Dim], changes: 
             hint="return a Module, a Tensor, several of them, or a Graph",
         )
     return Target(name, None, Graph(made, name=attribute), None, (), values, chosen)
-
-
-def _call(text: str, file: Path, attribute: str) -> Any:
-    """What the callable of the user's own file returns; the file's folder is importable, as when Python runs it."""
-    if not file.is_file():
-        raise ModelError("TG930", f"no such file: {file}")
-    name = f"tensorgraph_own_{file.stem}"  # a name of its own: the user's json.py must not become `json`
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    loader = spec.loader
-    assert loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(file.resolve().parent))
-    sys.modules[name] = module
-    try:
-        loader.exec_module(module)
-    except SyntaxError as e:
-        at = f"at {Path(e.filename or file).name}:{e.lineno}"
-        raise ModelError("TG943", f"{file.name} is not Python: {e.msg}", notes=[at]) from None
-    found: Callable[[], Any] | None = getattr(module, attribute, None)
-    if found is None:
-        names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == name]
-        near = difflib.get_close_matches(attribute, names, 3) or names[:6]
-        hint = f"it has {', '.join(near)}" if near else None
-        raise ModelError("TG930", f"{file} has nothing called {attribute!r}", hint=hint)
-    if not callable(found) or isinstance(found, (Module, Tensor)):
-        return found
-    needed = [
-        p.name for p in _parameters(found) if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
-    if needed:
-        text = f"{file.name}:{attribute} needs {', '.join(needed)}, and is called without arguments"
-        raise ModelError("TG943", text, hint="give them defaults, or a function that calls it")
-    return found()
-
-
-def _parameters(f: Callable[..., Any]) -> list[inspect.Parameter]:
-    try:
-        return list(inspect.signature(f).parameters.values())
-    except (TypeError, ValueError):  # of what is written in C, nothing is known
-        return []
 
 
 __all__ = ["Target", "open_target", "parse_sizes"]
