@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral, Real
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,6 +50,7 @@ class Session:
         self.position = 0
         self.capacity = capacity
         self._images = dict(images or {})
+        self._again: tuple[Any, list[Array]] = None, []  # the last call, made again; the arrays that it was made on
         specs = net.model.specs(tuple(self._images))
         held = self._compile({name: specs[name] for name in self._images})
         self._cache = {label: np.zeros(self._shape(t), t.dtype.np) for label, t in held.items()}
@@ -72,21 +74,37 @@ class Session:
         looks = self.net.model.looks
         if looks in self._images:
             self._images[looks] = longer(self._images[looks], T)
-        position = np.array(self.position, np.int32)
-        values = self.net.values()
-        if self._weights is not None:
-            values = self._weights.values(values)
-        found = self._step({**values, **self._cache}, **used(self._step, arrays), **self._images, position=position)
+        arrays |= {**self._images, "position": np.array(self.position, np.int32)}
+        found = self._call(used(self._step, arrays))
         if self.position == 0 and self._images:
             self._look_back(found, T)
         self.position += T
         return found["logits"][:, -1]
+
+    def _call(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """What the step makes of these. The next call on the same weights and caches goes to the backend at once."""
+        values = self.net.values()
+        if self._weights is not None:
+            values = self._weights.values(values)
+        step, leaves, held = self._step, self._step.program.leaves, [*values.values(), *self._cache.values()]
+        given = {name: exact(a, leaves[name].dtype.np) for name, a in inputs.items() if name in leaves}
+        repeat, before = self._again
+        if repeat is not None and len(held) == len(before) and all(map(is_, held, before)):
+            with step._lock:
+                results = repeat(given)
+            if results is not None:
+                return dict(zip(step.results, results, strict=True))
+        P = step.arrays({**values, **self._cache}, given)
+        found: dict[str, Array] = step.run(P)
+        self._again = step.repeat(P, {name: P[name] for name in given}), held
+        return found
 
     def _compile(self, extra: Mapping[str, Spec]) -> dict[str, Any]:
         """Take the step that has these inputs, too; the inputs that hold its cache."""
         key = ("decode", self.masked, self.net.weights, tuple(extra))
         made = self.net.compiled(key, lambda: _decoder(self.net, self.masked, extra))
         self._step, held, self._weights, self._features = made
+        self._again = None, []
         return held
 
     def _look_back(self, found: Mapping[str, Array], T: int) -> None:
@@ -114,6 +132,14 @@ class Session:
         wider = ((0, 0), (0, self.capacity - old))
         self._mask = np.pad(self._mask, wider)
         self._cache = {n: np.pad(a, ((0, 0), *wider, *((0, 0),) * (a.ndim - 3))) for n, a in self._cache.items()}
+
+
+def exact(a: Array, dtype: Any) -> Array:
+    """Whole numbers in this dtype and in one piece, as a backend takes them; `a` itself where that changes them."""
+    if a.dtype.kind not in "iu" or (a.dtype == dtype and a.flags.c_contiguous):
+        return a
+    found = np.ascontiguousarray(a, dtype).reshape(a.shape)
+    return found if (found == a).all() else a
 
 
 def longer(looks: Array, T: int) -> Array:

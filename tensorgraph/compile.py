@@ -304,6 +304,13 @@ class Compiled:
 
     # -- running
     def __call__(self, params: Mapping[str, Any] | None = None, /, **inputs: Any) -> Any:
+        P = self.arrays(params, inputs)
+        results = self.run(P)
+        donated = {out: P[self.keys[leaf]] for out, leaf in self.donate.items()}
+        return _unflatten(self.tree, {**results, **donated})
+
+    def arrays(self, params: Mapping[str, Any] | None, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What `run` takes for a call: each array in its leaf's dtype, by key. Raises as the call."""
         leaves = self.program.leaves
         P: dict[str, Any] = {}
         if not (params is None or isinstance(params, Mapping)):
@@ -322,9 +329,7 @@ class Compiled:
             self._missing(P, inputs)
         if self.donate:
             self._need_own(P)
-        results = self.run(P)
-        donated = {out: P[self.keys[leaf]] for out, leaf in self.donate.items()}
-        return _unflatten(self.tree, {**results, **donated})
+        return P
 
     def _need_own(self, P: Mapping[str, Any]) -> None:
         """Raise DataError[TG506] if an array to be overwritten cannot be, or is given twice."""

@@ -11,7 +11,7 @@ import pytest
 
 from tensorgraph import models
 from tensorgraph.backends import cpu
-from tensorgraph.errors import ModelError
+from tensorgraph.errors import DataError, ModelError
 from tensorgraph.models import packed
 from tensorgraph.models.generate import Session
 from tensorgraph.models.pretrained import Net
@@ -74,12 +74,14 @@ def test_generation_is_that_of_the_rounded_weights(config: dict[str, Any], kind:
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
 
 
-def test_nothing_is_compiled_or_planned_anew_as_the_text_grows() -> None:
-    made = net(GPT2, weights="int8")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_is_compiled_or_planned_anew_as_the_text_grows(backend: str) -> None:
+    made = net(GPT2, backend, weights="int8")
     session = Session(made, 1, capacity=128)
     session.feed(np.zeros((1, 4), np.int32))
     calls = []
-    for _ in range(100):
+    session.feed(np.zeros((1, 1), np.int32))
+    for _ in range(99):
         count = 0
 
         def count_calls(frame: Any, event: str, arg: Any) -> None:
@@ -93,7 +95,8 @@ def test_nothing_is_compiled_or_planned_anew_as_the_text_grows() -> None:
             sys.setprofile(None)
         calls.append(count)
     assert len(session._step._bound) == 2 and len(made._compiled) == 1  # the prompt, and one token
-    assert max(calls[1:]) == min(calls[1:]), "the work that Python does for a token is the same for every token"
+    assert max(calls) == min(calls), "the work that Python does for a token is the same for every token"
+    assert backend == "numpy" or calls[0] < 60, "it is one call into C"
 
 
 def test_weights_are_packed_again_when_they_change() -> None:
@@ -101,6 +104,31 @@ def test_weights_are_packed_again_when_they_change() -> None:
     before = Session(made, 1).feed(np.zeros((1, 3), np.int32))
     made.state = {n: -a if n.endswith("wte.weight") else a for n, a in made.state.items()}
     assert not np.allclose(before, Session(made, 1).feed(np.zeros((1, 3), np.int32)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", [None, "int8"])
+def test_a_call_made_again_is_checked_and_sees_other_weights_and_longer_caches(kind: str | None, backend: str) -> None:
+    made = net(GPT2, backend, kind)
+    session = Session(made, 1, capacity=8)
+    for t in range(6):
+        session.feed(np.full((1, 1), t, np.int32))
+    with pytest.raises(DataError) as info:
+        session.feed(np.full((1, 1), 67, np.int32))
+    assert info.value.code == "TG504"
+    with pytest.raises(DataError) as info:
+        session.feed(np.full((1, 1), 2**32 + 1))
+    assert info.value.code == "TG503"
+    made.state = {n: a * np.float32(0.5) for n, a in made.state.items()}
+    for t in range(6, 12):  # the cache grows on the way
+        got = session.feed(np.full((1, 1), t))
+    fresh = Session(made, 1, capacity=16)
+    for name, a in session._cache.items():
+        fresh._cache[name][:, :, :6] = a[:, :, :6]
+    fresh.position = 6
+    for t in range(6, 12):
+        want = fresh.feed(np.full((1, 1), t, np.int32))
+    np.testing.assert_array_equal(got, want)
 
 
 def test_unknown_weights_are_an_error_in_words() -> None:
