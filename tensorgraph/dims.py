@@ -8,10 +8,11 @@ values in sympy; sums, products and quotients are memoised by their operands.
 
 from __future__ import annotations
 
+import functools
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
 
 from .errors import Loc, SizeError, caller, place
 
@@ -39,6 +40,25 @@ _facts: dict[str, _Facts] = {}  # what is known of each name; names, not objects
 _assumed: dict[str, Dim] = {}  # tg.assume
 _interned: dict[Any, Dim] = {}
 _memo: dict[tuple[Any, ...], Any] = {}
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_MISSING = object()
+
+
+def memoised(f: Callable[_P, _R]) -> Callable[_P, _R]:
+    """A function of sizes that computes each result once, until an assumption is made."""
+
+    @functools.wraps(f)
+    def remembered(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        key = (f, *args)
+        found = _memo.get(key, _MISSING)
+        if found is _MISSING:
+            found = _memo[key] = f(*args, **kwargs)
+        return cast("_R", found)
+
+    return remembered
 
 
 # ---------------------------------------------------------------------------------------------- symbols

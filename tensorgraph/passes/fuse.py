@@ -227,6 +227,7 @@ class _Grouping:
         self.preds: list[list[int]] = []
         self.succs: list[list[int]] = []
         self.readers: dict[Value, list[Piece]] = {}
+        self.fits: dict[tuple[int, bool, Dim], bool] = {}
 
     def run(self) -> list[Step]:
         for i, p in enumerate(self.pieces):
@@ -367,9 +368,12 @@ class _Grouping:
         return None
 
     def _fits(self, p: Piece, columns: Dim) -> bool:
-        if p.kind == "map" and p.write(columns) is None:
-            return False
-        return all(p.read(i, columns) is not None for i in range(len(p.reads)))
+        key = p.index, p.per_row, columns
+        found = self.fits.get(key)
+        if found is None:
+            found = p.kind != "map" or p.write(columns) is not None
+            found = self.fits[key] = found and all(p.read(i, columns) is not None for i in range(len(p.reads)))
+        return found
 
     def _inner_fit(self, pieces: list[Piece], columns: Dim, size: Dim) -> bool:
         """Whether what one piece makes and another reads is read where it is made."""

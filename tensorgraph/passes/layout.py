@@ -35,13 +35,18 @@ def zero(d: Dim) -> bool:
     return type(d) is int and d == 0
 
 
-def row_major(shape: Sequence[Dim]) -> tuple[Dim, ...]:
+@dims.memoised
+def _row_major(shape: Shape) -> tuple[Dim, ...]:
     out: list[Dim] = []
     step: Dim = 1
     for d in reversed(shape):
         out.append(step)
         step = dims.mul(step, d)
     return tuple(reversed(out))
+
+
+def row_major(shape: Sequence[Dim]) -> tuple[Dim, ...]:
+    return _row_major(tuple(shape))
 
 
 def layout(v: Value) -> Layout:
@@ -117,19 +122,26 @@ def collapse(axes: Sequence[tuple[Dim, Dim]]) -> list[tuple[Dim, Dim]]:
 
 def access(at: Layout, shape: Shape, columns: Dim) -> Access | None:
     """A layout over `shape` as rows of `columns` elements; None if no single stride leads along a row."""
-    axes = [(d, s) for d, s in zip(shape, at.strides, strict=True) if not one(d)]
+    found = _rows(at.strides, shape, columns)
+    return None if found is None else Access(at.root, at.offset, *found)
+
+
+@dims.memoised
+def _rows(strides: tuple[Dim, ...], shape: Shape, columns: Dim) -> tuple[tuple[tuple[Dim, Dim, Dim], ...], Dim] | None:
+    """The rows and the column of an access."""
+    axes = [(d, s) for d, s in zip(shape, strides, strict=True) if not one(d)]
     flat = collapse(axes)
     if not flat:
-        return Access(at.root, at.offset, (), 0)
+        return (), 0
     total = dims.size([d for d, _ in axes])
     if len(flat) == 1:
         stride = flat[0][1]
         if dims.same(total, columns):
-            return Access(at.root, at.offset, (), stride)
+            return (), stride
         if zero(stride):
-            return Access(at.root, at.offset, (), 0)
+            return (), 0
         rows = dims.div(total, columns)
-        return Access(at.root, at.offset, ((1, rows, dims.mul(stride, columns)),), 0 if one(columns) else stride)
+        return ((1, rows, dims.mul(stride, columns)),), 0 if one(columns) else stride
     inner: Dim = 1
     cut = len(axes)
     while not dims.same(inner, columns):
@@ -145,7 +157,7 @@ def access(at: Layout, shape: Shape, columns: Dim) -> Access | None:
     for size, stride in reversed(collapse(axes[:cut])):
         outer.append((below, size, stride))
         below = dims.mul(below, size)
-    return Access(at.root, at.offset, tuple(reversed(outer)), along[0][1] if along else 0)
+    return tuple(reversed(outer)), along[0][1] if along else 0
 
 
 def identical(a: Access, rows: Dim, columns: Dim) -> bool:

@@ -153,14 +153,14 @@ class _Lowering:
 
     # -- the walk
     def run(self) -> Program:
-        program = self.program
+        program, returned, overwritten = self.program, set(self.outputs.values()), set(self.donate.values())
         for t in self.order:
             if t.op is PICK:
                 self.value[t] = self.parts[t.inputs[0]][t.attrs["index"]]
             elif t in self.tables:
                 if t.op.name == "const" and not t.shape:
                     self.value[t] = self._new(t, "literal")
-                elif t in self.outputs.values() or any(u not in self.tables for u in self.users.get(t, ())):
+                elif t in returned or any(u not in self.tables for u in self.users.get(t, ())):
                     self.value[t] = self._new(t, "table")
             elif t.op.leaf:
                 self.value[t] = v = self._new(t, "leaf")
@@ -173,7 +173,7 @@ class _Lowering:
         kept: list[Kernel] = []
         for name, t in self.outputs.items():
             v = self.value[t]
-            if v.root.kind == "leaf" and self._outlived(name, t):
+            if v.root.kind == "leaf" and self._outlived(name, t, overwritten):
                 out = self._new(t, "arena")
                 kept.append(Kernel(t, [v], [out], "copy", (None,)))
                 v = out
@@ -184,12 +184,12 @@ class _Lowering:
         self._lifetimes()
         return program
 
-    def _outlived(self, name: str, t: Tensor) -> bool:
+    def _outlived(self, name: str, t: Tensor, overwritten: set[Tensor]) -> bool:
         """Whether an output is the old value of a leaf that is overwritten, or a view of it: it is copied first."""
         leaf = t
         while leaf.op.view:
             leaf = leaf.inputs[0]
-        return leaf in self.donate.values() and self.donate.get(name) is not t
+        return leaf in overwritten and self.donate.get(name) is not t
 
     def _new(self, t: Tensor, kind: Kind, spec: tuple[Shape, DType] | None = None) -> Value:
         shape, dtype = spec or (t.shape, t.dtype)

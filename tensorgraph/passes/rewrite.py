@@ -39,22 +39,27 @@ def transform(outputs: Outputs, rule: Rule) -> Outputs:
     """Rebuild a graph, a rule deciding what stands for each node given its new inputs (None: the same op)."""
     new: dict[Tensor, Tensor] = {}
     for t in in_order(outputs.values()):
-        inputs = tuple([new[i] for i in t.inputs])
+        inputs = t.inputs
+        for i in inputs:
+            if new[i] is not i:
+                inputs = tuple([new[i] for i in inputs])
+                break
         swap = rule(t, inputs)
         if swap is None:
-            swap = t if inputs == t.inputs else again(t, inputs)
-        if swap is not t:
+            if inputs is t.inputs:
+                swap = t
+            else:
+                swap = again(t, inputs)
+                swap.age = t.age
+        elif swap.age > t.age:
             date(swap, t.age)
         new[t] = swap
     return {k: new[v] for k, v in outputs.items()}
 
 
 def again(t: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
-    """The same node on new inputs of the same types; nothing is inferred anew."""
-    made = make(t.op, inputs, t.attrs, t.scope, t.loc, (t.shape, t.dtype, t.specs))
-    if t.label and not made.label:
-        made.label = t.label
-    return made
+    """The same node on new inputs of the same types; nothing is inferred anew, and equal ones are left to `cse`."""
+    return Tensor(t.op, inputs, t.attrs, t.shape, t.dtype, t.scope, t.loc, t.label, t.specs)
 
 
 def inline(outputs: Outputs, keep: Callable[[Tensor], bool]) -> Outputs:
@@ -91,7 +96,7 @@ def cse(outputs: Outputs) -> Outputs:
         key = (t.op, *map(id, inputs), *[_freeze(v) for v in t.attrs.values()])
         found = seen.get(key)
         if found is None:
-            found = seen[key] = t if inputs == t.inputs else again(t, inputs)
+            found = seen[key] = t if inputs is t.inputs else again(t, inputs)
         elif t.label and not found.label:
             found.label = t.label
         return found
@@ -123,8 +128,12 @@ def _scalar(t: Tensor) -> Any:
 
 def simplify(outputs: Outputs) -> Outputs:
     """Drop what does nothing: times one, plus zero, views of views, needless expansion; glue split gradients."""
-    outputs = transform(outputs, _simpler)
-    return transform(outputs, _glue)
+
+    def rule(t: Tensor, inputs: tuple[Tensor, ...]) -> Tensor | None:
+        glued = _glue(t, inputs) if t.op.name == "add" and t.scope.backward else None
+        return _simpler(t, inputs) if glued is None else glued
+
+    return transform(outputs, rule)
 
 
 def _simpler(t: Tensor, inputs: tuple[Tensor, ...]) -> Tensor | None:
@@ -146,19 +155,19 @@ def _simpler(t: Tensor, inputs: tuple[Tensor, ...]) -> Tensor | None:
     if name == "cast" and inputs[0].dtype == t.dtype:
         return inputs[0]
     if name in ("mul", "div", "add", "sub") and len(inputs) == 2:
-        inputs = _unexpand(t, inputs)
+        given, inputs = inputs, _unexpand(t, inputs)
         unit = 1 if name in ("mul", "div") else 0
         for i, other in ((1, 0), (0, 1)) if name in ("mul", "add") else ((1, 0),):
             x = inputs[other]
             if _scalar(inputs[i]) == unit and x.dtype == t.dtype and dims.same_shape(x.shape, t.shape):
                 return x
-        if inputs != t.inputs:
+        if inputs is not given:
             return again(t, inputs)
     return None
 
 
 def _unexpand(t: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """`x * expand(s)` as `x * s` where x has the full shape anyway."""
+    """`x * expand(s)` as `x * s` where x has the full shape anyway; the same object if nothing is to be done."""
     a, b = inputs
     if b.op.name == "expand" and dims.same_shape(a.shape, t.shape):
         return a, b.inputs[0]
@@ -168,9 +177,7 @@ def _unexpand(t: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _glue(t: Tensor, inputs: tuple[Tensor, ...]) -> Tensor | None:
-    """A sum of padded pieces that tile one axis (the gradient of a split) is their concatenation."""
-    if t.op.name != "add" or not t.scope.backward:
-        return None
+    """A ∂ sum of padded pieces that tile one axis (the gradient of a split) is their concatenation."""
     pieces: list[Tensor] = []
     stack = list(inputs[::-1])
     while stack:
