@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from . import dtypes, errors, nn, ops, optim
 from .autodiff import grad, value_and_grad, vjp
 from .compile import State, Step, compile
+from .cost import cost
 from .dims import assume, dim, dims
 from .dtypes import bfloat16, float16, float32, float64, int8, int32, int64, uint8
-from .errors import (  # noqa: F401
+from .errors import (
     BackendError,
     CheckpointError,
     DataError,
@@ -33,7 +34,7 @@ from .passes.remat import checkpoint
 from .tensor import Tensor, _hooks, scope
 
 if TYPE_CHECKING:
-    from . import models, testing, visualize
+    from . import gradcheck, io, models, testing, visualize
     from .gradcheck import check_function, check_grads
     from .visualize import draw
 
@@ -46,7 +47,6 @@ _LAZY = {
     "gradcheck": ("gradcheck", None),
     "check_grads": ("gradcheck", "check_grads"),
     "check_function": ("gradcheck", "check_function"),
-    "cost": ("cost", "cost"),
     "io": ("io", None),
 }
 
@@ -71,19 +71,31 @@ _hooks["display"] = _display
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    """The public names, which completion shows; those of files within are there, and imported by their own names."""
+    return sorted({*__all__, "__all__", "__doc__", "__file__", "__name__", "__path__", "__version__"})
 
 
 __version__ = "0.1.0"
 __all__ = [
+    "BackendError",
     "Bad",
+    "CheckpointError",
+    "DTypeError",
+    "DataError",
+    "GradError",
     "Graph",
+    "GraphError",
     "InputSpec",
+    "ModelError",
     "Module",
     "ModuleList",
+    "OpError",
     "Parameter",
     "S",
+    "ShapeError",
+    "SizeError",
     "State",
+    "StateError",
     "Step",
     "Tensor",
     "TensorgraphError",
@@ -95,6 +107,7 @@ __all__ = [
     "check_grads",
     "checkpoint",
     "compile",
+    "cost",
     "dim",
     "dims",
     "draw",
@@ -104,13 +117,16 @@ __all__ = [
     "float32",
     "float64",
     "grad",
+    "gradcheck",
     "ids",
     "int8",
     "int32",
     "int64",
+    "io",
     "models",
     "nn",
     "op",
+    "ops",
     "optim",
     "scope",
     "testing",

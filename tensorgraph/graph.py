@@ -349,6 +349,7 @@ class Graph:
             raise DataError("TG501", f"no value given for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}",
                             notes=[f"{n}: {known[n].type_text}" for n in missing[:4]])  # fmt: skip
         out: dict[str, int] = dict(binding or {})
+        source: dict[str, tuple[str, int]] = {}  # of the sizes that arrays tell: which, and its axis
         hard: list[tuple[str, Dim, int, int]] = []
         for name, a in arrays.items():
             t = known[name]
@@ -361,7 +362,9 @@ class Graph:
                 )
             for axis, (d, have) in enumerate(zip(t.shape, shape, strict=True)):
                 symbol = dims.symbol_name(d)
-                if symbol is not None and out.setdefault(symbol, have) == have:
+                if symbol is not None and symbol not in out:
+                    out[symbol], source[symbol] = have, (name, axis)
+                if symbol is not None and out[symbol] == have:
                     continue
                 if type(d) is int and d == have:
                     continue
@@ -372,19 +375,30 @@ class Graph:
             for name, d, axis, have in waiting:
                 unknown_ = sorted(dims.free(d) - out.keys())
                 if len(unknown_) == 1 and (value := _solve(d, unknown_[0], have, out)) is not None:
-                    out[unknown_[0]] = value
+                    out[unknown_[0]], source[unknown_[0]] = value, (name, axis)
                 elif len(unknown_) > 1:
                     later.append((name, d, axis, have))
                     continue
+                places = [source[n] for n in sorted(dims.free(d)) if n in source]
                 if unknown_ and unknown_[0] not in out:
-                    text = f"{name}: axis {axis} has {have}, which {dims.show(d)} cannot be"
-                elif dims.evaluate(d, out) != have:
-                    want = dims.show(d) if type(d) is int else f"{dims.show(d)} = {dims.evaluate(d, out)}"
-                    text = f"{name}: axis {axis} has {have}, where the graph has {want}"
-                else:
+                    text, places = f"{name}: axis {axis} has {have}, which {dims.show(d)} cannot be", []
+                elif (value := dims.evaluate(d, out)) == have:
                     continue
-                notes = [f"given: {list(np.shape(arrays[name]))}"]
-                raise DataError("TG502", text, operands=[operand(known[name], axis=axis)], notes=notes)
+                elif places:  # arrays that disagree: either may be wrong
+                    said = " and ".join(f"axis {i} of {n}" for n, i in places)
+                    text = f"{dims.show(d)} is {value} by {said}, and {have} by axis {axis} of {name}"
+                else:
+                    want = dims.show(d) if type(d) is int else f"{dims.show(d)} = {value}"
+                    text = f"{name}: axis {axis} has {have}, where the graph has {want}"
+                clashing = list(dict.fromkeys([*places, (name, axis)]))
+                shapes = {n: list(np.shape(arrays[n])) for n, _ in clashing}
+                given = ", ".join(f"{n} {s}" for n, s in shapes.items()) if len(shapes) > 1 else str(shapes[name])
+                raise DataError(
+                    "TG502",
+                    text,
+                    operands=[operand(known[n], axis=i) for n, i in clashing],
+                    notes=[f"given: {given}"],
+                )
             if len(later) == len(waiting):
                 name, d, axis, have = later[0]
                 open_ = sorted(dims.free(d) - out.keys())

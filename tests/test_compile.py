@@ -129,7 +129,7 @@ def test_hostile_names_are_only_names(name):
         ({"ids": np.array([[0, 0, 0], [0, -1, 0]], "i4")}, "DataError[TG504] ids[1, 1] = -1 is outside [0, 7)"),
         ({"labels": np.full((2, 3), -99)}, "DataError[TG504] labels[0, 0] = -99 is outside [0, 7)"),
         ({"ids": np.zeros(3, "i4")}, "DataError[TG502] ids must have the shape [B, T], not [3]"),
-        ({"labels": np.zeros((2, 2), int)}, "DataError[TG502] labels: axis 1 has 2, where the graph has T = 3"),
+        ({"labels": np.zeros((2, 2), int)}, "DataError[TG502] T is 3 by axis 1 of ids, and 2 by axis 1 of labels"),
         ({"ids": np.full((2, 3), 2**33)}, "DataError[TG503] ids has values that int32 cannot hold"),
         ({"table": np.zeros((0, 4), "f4")}, "SizeError[TG010] V = 0 is below its minimum, 1"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -265,7 +267,7 @@ def test_inference_inverts_binding(b, t, h, order):
     [
         ((2 * T,), (7,), "DataError[TG502] x: axis 0 has 7, which 2·T cannot be"),
         ((T * T,), (8,), "DataError[TG502] x: axis 0 has 8, which T² cannot be"),
-        ((T, T), (3, 4), "DataError[TG502] x: axis 1 has 4, where the graph has T = 3"),
+        ((T, T), (3, 4), "DataError[TG502] T is 3 by axis 0 of x, and 4 by axis 1 of x"),
         ((T, 3), (3, 4), "DataError[TG502] x: axis 1 has 4, where the graph has 3"),
         ((H * k,), (12,), "DataError[TG507] x: axis 0 has 12, which does not say what H and k are"),
         ((T,), (3, 3), "DataError[TG502] x must have the shape [T], not [3, 3]"),
@@ -275,6 +277,24 @@ def test_inference_inverts_binding(b, t, h, order):
 def test_arrays_that_do_not_fit(shape, given, text):
     g = tg.Graph(tg.input("x", shape) * 2.0)
     assert said(g.infer_binding, {"x": np.zeros(given)}).splitlines()[0] == text
+
+
+def test_arrays_that_disagree_are_both_named():
+    """Neither is accused: whichever came first said what the size is."""
+    x, w, p = tg.input("x", (B, d)), tg.input("w", (d, 3)), tg.input("p", (2 * d,))
+    g = tg.Graph((x @ w).sum() + p.sum())
+    found = said(g.infer_binding, {"x": np.zeros((2, 5)), "w": np.zeros((4, 3)), "p": np.zeros(10)})
+    line = re.findall(r"test_graph.py:\d+", found)[0]
+    assert found == (
+        "DataError[TG502] d is 5 by axis 1 of x, and 4 by axis 0 of w\n"
+        f"    x : f32[B, d]    {line}\n"
+        "               ^\n"
+        f"    w : f32[d, 3]    {line}\n"
+        "            ^\n"
+        "  given: x [2, 5], w [4, 3]"
+    )
+    found = said(g.infer_binding, {"x": np.zeros((2, 5)), "w": np.zeros((5, 3)), "p": np.zeros(9)})
+    assert found.startswith("DataError[TG502] 2·d is 10 by axis 1 of x, and 9 by axis 0 of p\n")
 
 
 def test_a_size_below_its_minimum_is_refused():

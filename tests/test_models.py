@@ -366,10 +366,12 @@ BAD_CALLS = [
     (
         {"input_ids": [[1, 2, 3]], "attention_mask": [[1, 1]]},
         DataError,
-        "[TG502] attention_mask: axis 1 has 2, where the graph has T = 3\n"
+        "[TG502] T is 3 by axis 1 of input_ids, and 2 by axis 1 of attention_mask\n"
+        "    input_ids      : i32[B, T]    WHERE\n"
+        "                            ^\n"
         "    attention_mask : i32[B, T]    WHERE\n"
         "                            ^\n"
-        "  given: [1, 2]",
+        "  given: input_ids [1, 3], attention_mask [1, 2]",
     ),
     ({"input_ids": np.ones((1, 0), int)}, DataError, "[TG502] input_ids is empty: [1, 0]"),
     (
@@ -385,10 +387,12 @@ BAD_CALLS = [
     (
         {"input_ids": [[1, 2, 3]], "labels": [[1, 2]]},
         DataError,
-        "[TG502] labels: axis 1 has 2, where the graph has T = 3\n"
-        "    labels : i32[B, T]    WHERE\n"
-        "                    ^\n"
-        "  given: [1, 2]",
+        "[TG502] T is 3 by axis 1 of input_ids, and 2 by axis 1 of labels\n"
+        "    input_ids : i32[B, T]    WHERE\n"
+        "                       ^\n"
+        "    labels    : i32[B, T]    WHERE\n"
+        "                       ^\n"
+        "  given: input_ids [1, 3], labels [1, 2]",
     ),
     (
         {"input_ids": [[1, 2, 3]], "labels": [[1.0, 2.0, 3.0]]},

@@ -131,6 +131,17 @@ def test_arrows_point_one_way() -> None:
     assert guilty == set()
 
 
+def test_completion_shows_the_public_names_alone() -> None:
+    code = (
+        "import tensorgraph as tg; shown = {n for n in dir(tg) if not n.startswith('__')}; "
+        "assert shown == set(tg.__all__), shown ^ set(tg.__all__); "
+        "assert all(hasattr(tg, n) for n in shown) and callable(tg.cost) and callable(tg.compile); "
+        "assert all(issubclass(getattr(tg, n), Exception) for n in shown if n.endswith('Error')); "
+        "assert not {'Any', 'annotations', 'importlib', 'TYPE_CHECKING', 'autodiff', 'enter', 'xp'} & shown"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_import_is_light() -> None:
     loaded = python(sys.executable, "-c", "import sys, tensorgraph; print(*sys.modules)", cwd=ROOT).split()
     assert "tensorgraph" in loaded

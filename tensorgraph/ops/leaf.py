@@ -241,13 +241,9 @@ __all__ = [
     "arange",
     "const",
     "dimension",
-    "each",
-    "enter",
-    "exit",
     "full",
     "input",
     "param",
     "repeat",
-    "sum_each",
     "zeros",
 ]
