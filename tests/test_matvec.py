@@ -15,15 +15,20 @@ from tensorgraph.ops.packed import packed_matmul
 
 pytestmark = pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler")
 SIZES = [*itertools.product((1, 2, 4, 6), (1, 2, 3, 5), (1, 7, 16, 17, 63, 64, 130)), (1, 700, 1040), (3, 1041, 515)]
-KINDS = ("rows", "columns", "batch", "batch of columns", "bfloat16", "int8")
+KINDS = ("rows", "columns", "batch", "batch of columns", "shared", "shared columns", "bfloat16", "int8")
 
 
 def made(kind: str, strict: bool) -> Any:
-    """x [m, k] times weights of n results as they lie in memory: n rows, k rows, several of each, packed rows."""
+    """x [m, k] times weights of n results as they lie in memory: n rows or k rows, one or several times, or packed."""
     m, n, k, b = (tg.dim(s) for s in "mnkb")
     if kind in ("bfloat16", "int8"):
         w, scale = tg.input("w", (n, k), kind), tg.input("scale", (n,)) if kind == "int8" else None
         return tg.compile(packed_matmul(tg.input("x", (m, k)), w, scale), backend="c", strict=strict)
+    if "shared" in kind:  # heads of one row each that read the same weights
+        w = tg.input("w", (b, 1, *((k, n) if "columns" in kind else (n, k))))
+        x = tg.reshape(tg.input("x", (b, m, k)), (b, m, 1, k))
+        y = tg.reshape(x @ (w if "columns" in kind else tg.swapaxes(w, -1, -2)), (b, m, n))
+        return tg.compile(y, backend="c", strict=strict)
     lead = (b,) if "batch" in kind else ()
     w = tg.input("w", (*lead, *((k, n) if "columns" in kind else (n, k))))
     y = tg.input("x", (*lead, m, k)) @ (w if "columns" in kind else tg.swapaxes(w, -1, -2))
@@ -33,7 +38,7 @@ def made(kind: str, strict: bool) -> Any:
 def values(kind: str, m: int, n: int, k: int) -> tuple[dict[str, Any], Any]:
     """Inputs, and the weights that they stand for [.., n, k] in float64."""
     r = np.random.default_rng(m + 10 * n + 100 * k)
-    lead = (3,) if "batch" in kind else ()
+    lead = (3,) if "batch" in kind or "shared" in kind else ()
     x = r.standard_normal((*lead, m, k)).astype("f4")
     if kind == "int8":
         q, scale = r.integers(-127, 128, (n, k)).astype("i1"), r.random(n).astype("f4")
@@ -45,7 +50,7 @@ def values(kind: str, m: int, n: int, k: int) -> tuple[dict[str, Any], Any]:
         w = w.astype(ml_dtypes.bfloat16)
         return {"x": x, "w": w}, w.astype("f8")
     lies = np.ascontiguousarray(np.swapaxes(w, -1, -2)) if "columns" in kind else w
-    return {"x": x, "w": lies}, w.astype("f8")
+    return {"x": x, "w": lies[:, None] if "shared" in kind else lies}, w.astype("f8")
 
 
 def threaded(f: Any, count: int) -> None:

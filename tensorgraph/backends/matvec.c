@@ -2,7 +2,7 @@
    A thread reads one stream, front to back, and asks for what comes next ahead of time: several rows read at once are
    slower. Weights of int8 and bfloat16 become float32 as they are read. Every operation rounds by itself, and every
    element is summed in an order that depends on sizes alone: the same bits for any number of threads, in both modes. */
-enum { FEW = 4, AHEAD = 4096, STRIP = 65536 /* bytes worth a part of their own */, SUMS = 16, STRETCH = 4096, UNPACKED = 512 };
+enum { FEW = 4, AHEAD = 4096, STRIP = 32768 /* bytes worth a part of their own */, SUMS = 16, STRETCH = 4096, UNPACKED = 512 };
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__AVX512F__)
 #define LANES 16
@@ -114,25 +114,31 @@ static void columns_part(Call *call, void *const *args, int64_t lo, int64_t hi, 
     }
 }
 static void run(Call *, Fn, void *const *, int64_t, int64_t, int64_t);
+/* as many for each thread: of results that are sums by themselves, the bits do not depend on how they are cut */
 static int64_t parts_of(const Call *c, int64_t bytes, int64_t most) {
-    int64_t parts = bytes / STRIP, limit = 16 * c->threads;
-    parts = parts > limit ? limit : parts;
-    return parts > most ? most : parts < 1 ? 1 : parts;
+    int64_t each = bytes / (STRIP * c->threads) + (bytes > STRIP);
+    each = each > 64 ? 64 : each;
+    return each * c->threads > most ? most : each < 1 ? 1 : each * c->threads;
 }
-static void gemm_few(Call *c, const Gemm *g) {
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static void gemm_few(Call *c, const Gemm *given) {
+    Gemm rows = *given, *const g = &rows;
+    if (g->m == 1 && g->batch[2] > 1 && !g->bs[2]) { /* queries of heads that share keys and values: rows of one product */
+        g->m = g->batch[2]; g->a0 = g->as[2]; g->ldc = g->cs[2];
+        g->batch[2] = 1;
+    }
     const int64_t count = g->batch[0] * g->batch[1] * g->batch[2], bytes = 4 * g->n * g->k;
+    if (!count) return;
     if (by_dots(g)) {
-        void *args[] = {(void *)g};
+        void *args[] = {g};
         run(c, dots_part, args, count * g->n, parts_of(c, count * bytes, count * g->n), 1);
         return;
     }
-    int64_t sums = bytes / STRIP, most = g->k / 32;
-    most = most > SUMS ? SUMS : most;
-    sums = sums > most ? most : sums;
+    int64_t sums = least(least(SUMS / count, bytes / (STRIP / 2)), g->k / 32);
     sums = sums < 1 ? 1 : sums;
     float *const apart = sums > 1 ? malloc((size_t)(count * sums * g->m * g->n) * sizeof(float)) : 0;
     if (!apart) sums = 1;
-    void *args[] = {(void *)g, apart, (void *)(intptr_t)sums};
+    void *args[] = {g, apart, (void *)(intptr_t)sums};
     run(c, columns_part, args, count * sums, parts_of(c, count * bytes, count * sums), 1);
     if (sums < 2) return;
     for (int64_t i = 0; i < count; i++)

@@ -12,7 +12,7 @@
 #else
 #define PAUSE() ((void)0)
 #endif
-enum { SPIN = 4000 };
+enum { SPIN = 4000, LINGER = 16000 }; /* turns of waiting: for the others of a job; for the next job, some 0.4 ms */
 typedef void (*gemm64)(int, int, int, int64_t, int64_t, int64_t, float, const float *, int64_t, const float *, int64_t, float, float *, int64_t);
 typedef void (*gemm32)(int, int, int, int, int, int, float, const float *, int, const float *, int, float, float *, int);
 typedef void (*dgemm64)(int, int, int, int64_t, int64_t, int64_t, double, const double *, int64_t, const double *, int64_t, double, double *, int64_t);
@@ -52,7 +52,7 @@ static void *worker(void *arg) {
     uint32_t seen = 0;
     for (;;) {
         uint32_t now = 0;
-        for (int i = 0; i < SPIN; i++) {
+        for (int i = 0; i < LINGER; i++) {
             now = (uint32_t)(atomic_load(&turn) >> 32);
             if (now != seen) break;
             PAUSE();
