@@ -42,19 +42,21 @@ def to_dot(view: View, theme: str = "seed", shapes: bool = False, places: Given 
         f"  graph [{_attributes(_graph(view, paint) | places.get('', {}))}];",
         f"  node [{_attributes(_NODE)}];",
         f"  edge [{_attributes(_edge_default(paint))}];",
-        f"  subgraph cluster_page {{ graph [{_attributes(page | places.get('cluster_page', {}))}];",
     ]
     names = {box.id: f"n{i}" for i, box in enumerate(view.boxes)}
-    lines += _frames(view, paint, names, places)
-    lines.append("  }")
     leaving = Counter(edge.source for edge in view.edges if edge.kind == "data")
     corners = {box.id for box in view.boxes if box.role == "corner"}
+    bridges: list[str] = []  # said first, they bring both their ends together
+    edges: list[str] = []
     for i, edge in _reading(view, tuple(enumerate(view.edges))):
         attributes = _edge(edge, i, paint, shapes, leaving[edge.source]) | places.get(f"e{i}", {})
         if edge.target in corners:
             attributes["dir"] = "none"
-        lines.append(f"  {' -> '.join(_ends(edge, names))} [{_attributes(attributes)}];")
-    lines += _level(view, names)
+        line = f"  {' -> '.join(_ends(edge, names))} [{_attributes(attributes)}];"
+        (bridges if edge.loose else edges).append(line)
+    lines += bridges
+    lines.append(f"  subgraph cluster_page {{ graph [{_attributes(page | places.get('cluster_page', {}))}];")
+    lines += [*_frames(view, paint, names, places), "  }", *edges, *_level(view, names)]
     return "\n".join([*lines, "}", ""])
 
 
@@ -253,6 +255,8 @@ def box_width(box: Box, view: View) -> float:
 def _edge(edge: Edge, number: int, paint: Theme, shapes: bool, siblings: int) -> dict[str, str]:
     colours = {"residual": paint.residual, "tied": paint.tied, "gradient": paint.gradient}
     attributes = {"id": f"e{number}", **_EDGES[edge.kind], "color": colours.get(edge.kind, paint.edge)}
+    if edge.loose:
+        attributes["constraint"] = "false"
     if edge.up:
         attributes["dir"] = "back"
     if edge.kind == "data" and siblings > 1:

@@ -14,7 +14,7 @@ from tensorgraph.tensor import Tensor
 from tensorgraph.visualize.project import Projection
 from tensorgraph.visualize.runs import Carried, Flow, leaving
 from tensorgraph.visualize.steps import Step
-from tensorgraph.visualize.view import SEED_LEGEND, Block, Box, Direction, Edge, EdgeKind, View, Weight
+from tensorgraph.visualize.view import SEED_LEGEND, Block, Box, Direction, Edge, EdgeKind, Role, View, Weight
 
 MOST_BOXES = 1_500  # Graphviz lays out this many in some seconds; beyond, a picture helps nobody
 
@@ -69,6 +69,7 @@ class _Chart:
         self.edges: dict[tuple[str, str], Edge] = {}
         self.runs: dict[tuple[str, str], dict[str, str]] = {}  # of every edge: notes, and what they are in full
         self.stubs: dict[Any, str] = {}
+        self.near: dict[Step, list[Box]] = {}  # inputs that stand just before what reads them
         self.late: list[Box] = []  # where values go that leave the opened block
 
     def view(self, title: str, direction: Direction | None, force: bool) -> View:
@@ -81,8 +82,8 @@ class _Chart:
                 if seen.within(self.frame[step], port[0]):
                     del waiting[port]
                     tip = f"{port[1].type_text}: what each run takes"
-                    self.boxes.append(Box(name, "x", block=port[0], tooltip=tip))
-            self.boxes.append(seen.box(step, self.frame[step]))
+                    self.boxes.append(Box(name, self._entering(port[1]), block=port[0], tooltip=tip))
+            self.boxes += [*self.near.get(step, ()), seen.box(step, self.frame[step])]
         for flow in self.flows:
             self._flow(flow)
         self._carried()
@@ -105,6 +106,8 @@ class _Chart:
         edges = list(self.edges.values())
         if direction == "TB" and rising:
             edges = [replace(e, up={e.source, e.target} <= rising and e.kind != "tied") for e in edges]
+            down = {b.id for b in self.boxes if b.role != "output"} - rising
+            edges = [replace(e, loose=e.source in rising and e.target in down) for e in edges]
         legend = SEED_LEGEND if any(b.role == "weight" for b in self.boxes) else ""
         return View(title, tuple(self.boxes), tuple(edges), tuple(blocks), direction, legend)
 
@@ -178,7 +181,9 @@ class _Chart:
                 continue
             if isinstance(flow.source, Tensor):
                 tip = f"{flow.source.type_text} · {flow.source.where if self.seen.where else ''}".strip(" ·")
-                self._stub(flow.source, flow.source.label or "input", tip)
+                frame = self._home(flow)
+                near = flow.target if frame is not None else None
+                self._stub((flow.source, frame), flow.source.label or "input", tip, "input", near, frame)
             elif flow.source not in self.inside:
                 carried = any(v is flow.value for _, v in self.ports)
                 label = f"from {self.seen.labels[flow.source]}" + (", or the layer before" if carried else "")
@@ -191,10 +196,27 @@ class _Chart:
                 name = self._stub(given, text, given.type_text, "constant")
                 self._edge(name, self.seen.ids[step], self.seen.shape_text(given))
 
-    def _stub(self, key: Any, label: str, tooltip: str, role: Any = "input") -> str:
+    def _home(self, flow: Flow) -> str | None:
+        """The repeated frame whose every run reads an input: there it stands, beside what reads it."""
+        frame = self.frame[flow.target] if flow.each else None
+        while frame is not None and self.seen.runs[frame].times == 1:
+            frame = self.seen.parent_of(frame)
+        return frame
+
+    def _stub(
+        self,
+        key: Any,
+        label: str,
+        tooltip: str,
+        role: Role = "input",
+        near: Step | None = None,
+        block: str | None = None,
+    ) -> str:
+        """The box of what comes from elsewhere: before all, or just before the first step that reads it."""
         if key not in self.stubs:
             self.stubs[key] = f"i{len(self.stubs)}"
-            self.boxes.append(Box(self.stubs[key], label, role, tooltip=tooltip))
+            box = Box(self.stubs[key], label, role, block=block, tooltip=tooltip)
+            self.near.setdefault(near, []).append(box) if near is not None else self.boxes.append(box)
         return self.stubs[key]
 
     # -- what passes
@@ -215,7 +237,7 @@ class _Chart:
         seen, label = self.seen, self.seen.shape_text(flow.value)
         if flow.target in self.inside:
             if isinstance(flow.source, Tensor):
-                start = self.stubs[flow.source]
+                start = self.stubs[flow.source, self._home(flow)]
             else:
                 start = seen.ids[flow.source] if flow.source in self.inside else self.stubs[flow.value]
             for port in self._path(flow) if not flow.note else ():
@@ -302,8 +324,19 @@ class _Chart:
         return out
 
     def _ports(self) -> dict[Port, str]:
-        """A value that enters a frame both as input and as residual enters it once, through a box of its own."""
+        """A value that enters a frame several times enters it once, through a box of its own.
+
+        It is read there as input and as residual, or by several steps of every run, as what attention across reads.
+        """
         out: dict[Port, str] = {}
+        across: dict[Port, set[Step]] = {}
+        for flow in self.flows:
+            frame = self.frame.get(flow.target)
+            if flow.each and isinstance(flow.source, Step) and frame is not None and not self.seen.every:
+                across.setdefault((frame, flow.value), set()).add(flow.target)
+        for port, readers in across.items():
+            if len(readers) > 1:
+                out[port] = f"x{len(out)}"
         for flow in self.kinds:
             frame = self.frame.get(flow.target)
             if frame is None or self.seen.every:
@@ -312,6 +345,11 @@ class _Chart:
             if not self.seen.within(source, frame):
                 out.setdefault((frame, flow.value), f"x{len(out)}")
         return out
+
+    def _entering(self, value: Tensor) -> str:
+        """What a value is called that enters a frame: x, or, if all runs take it from outside, whose it is."""
+        flow = next(f for f in self.flows if f.value is value)
+        return f"from {self.seen.labels[flow.source]}" if flow.each and isinstance(flow.source, Step) else "x"
 
     def _path(self, flow: Flow) -> Iterable[Port]:
         """The ports through which a flow enters the frames of its target, outermost first."""

@@ -19,7 +19,7 @@ class Flow(NamedTuple):
     """A value passing from a step (or an input leaf) to a step; `note`: between which runs, if not as a chain does.
 
     A chain takes from outside what its first run reads, and gives to the outside what its last run makes. `runs`: the
-    same, said in any case.
+    same, said in any case. `each`: every run of a stretch reads it.
     """
 
     source: Step | Tensor
@@ -27,6 +27,7 @@ class Flow(NamedTuple):
     value: Tensor
     note: str = ""
     runs: str = ""
+    each: bool = False
 
 
 class Passage(NamedTuple):
@@ -72,6 +73,11 @@ class Runs:
             number, run, node = self._like[node]
             found[number] = run
         return {i: found.get(i, 0) for i in self._within.get(node, ())}
+
+    def each(self, passages: Sequence[Passage]) -> bool:
+        """Whether a value from outside all stretches enters every run of those it enters."""
+        found = {_at(p.target, list(p.target)) for p in passages}
+        return len(found) == math.prod(self.times[i] for i in passages[0].target)
 
     def note(self, passages: Sequence[Passage], always: bool = False, back: bool = False) -> str:
         """`from 3 of 8`, `into 2, 3 of 4`, both, or "" for what a chain implies, unless it is to be said `always`.
@@ -137,7 +143,8 @@ def flows(steps: Steps) -> tuple[list[Flow], list[Carried]]:
     out = []
     for key, way in found.items():
         passages = [Passage(a, b, read in fed and not any(b[i] for i in b if i not in a)) for a, b, read in ways[way]]
-        out.append(Flow(*key, runs.note(passages), runs.note(passages, always=True)))
+        each = bool(passages[0].target) and not passages[0].source and runs.each(passages)
+        out.append(Flow(*key, runs.note(passages), runs.note(passages, always=True), each))
     return out, list(carried)
 
 

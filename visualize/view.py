@@ -79,7 +79,8 @@ class Edge:
     """What flows from box to box; `label` (a symbolic shape) is drawn on request. A tied edge joins owner and user.
 
     `note` is always drawn: which run of a repeated block the value leaves or enters, where a chain does not imply it.
-    `up`: where the picture runs downwards, this edge runs upwards, as in a tower whose top is a bridge to another.
+    `up`: where the picture runs downwards, this edge runs upwards, as in a tower whose top is a bridge to another;
+    `loose`: it holds neither end on any level, as what leads from such a bridge.
     """
 
     source: str
@@ -87,6 +88,7 @@ class Edge:
     label: str = ""
     kind: EdgeKind = "data"
     up: bool = False
+    loose: bool = False
     note: str = ""
 
     def text(self, shapes: bool) -> str:
