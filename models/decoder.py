@@ -364,7 +364,11 @@ def padding_row(config: Mapping[str, Any]) -> int | None:
         return None
     if not -V <= row < V:
         inside = getattr(config, "inside", "")
-        raise ModelError("TG913", f"{inside}pad_token_id = {row} is no id: vocab_size = {V}")
+        raise ModelError(
+            "TG913",
+            f"{inside}pad_token_id = {row} is no id: vocab_size = {V}",
+            hint=f"a vocabulary of {row + 1} or more, or pad_token_id null" if row >= V else None,
+        )
     return int(row % V)
 
 

@@ -139,7 +139,7 @@ def fresh(config: Mapping[str, Any], text: str, *, vocab: int = 512, length: int
     words = config.get("vocab")
     tokenizer = word_tokenizer(words) if words else Tokenizer.train_bpe([split_text(text)[0]], vocab)
     config = {**config, "vocab_size": tokenizer.vocab_size, "eos_token_id": tokenizer.eos_id, "bos_token_id": None}
-    if "pad_token_id" in config:
+    if "pad_token_id" in {**found.defaults, **config}:
         config["pad_token_id"] = None
     config.setdefault("model_type", found.model_type)
     if length is not None and model.plan.positions == "learned":

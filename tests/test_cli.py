@@ -311,6 +311,11 @@ def test_generate_prints_prompt_and_continuation(run: Any, checkpoint: Path, mon
 # --------------------------------------------------------------------------------------------- one's own models
 
 
+@pytest.mark.parametrize("model", ["phi-3-mini", "llama-3.2-11b-vision"])
+def test_a_smaller_vocabulary_is_without_the_padding_token(run: Any, model: str) -> None:
+    assert run("params", model, "-d", "V=1000").rc == 0
+
+
 def test_one_s_own_models(run: Any, own: str) -> None:
     assert run("params", f"{own}:loss", "--json").json()["total"] == 3
     assert "f32[n, 3]" in run("show", f"{own}:loss").out

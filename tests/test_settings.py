@@ -79,7 +79,12 @@ ERRORS: list[tuple[str, dict[str, Any], str]] = [
         "[TG913] head_dim = 2: rope_type 'dynamic' needs more than one pair",
     ),
     ("llama-3-8b", {"hidden_size": 4095}, "[TG913] hidden_size = 4095 is not divisible by num_attention_heads = 32"),
-    ("llama-3-8b", {"pad_token_id": 128256}, "[TG913] pad_token_id = 128256 is no id: vocab_size = 128256"),
+    (
+        "llama-3-8b",
+        {"pad_token_id": 128256},
+        "[TG913] pad_token_id = 128256 is no id: vocab_size = 128256\n"
+        "  hint: a vocabulary of 128257 or more, or pad_token_id null",
+    ),
     (
         "phi-3-mini",
         {"rope_scaling": {"type": "su", "short_factor": [1.0] * 48, "long_factor": [2.0] * 47}},

@@ -219,19 +219,22 @@ def _sized(name: str, model: Any, config: Mapping[str, Any], given: Mapping[str,
     return Target(name, model, None, config, sizes, values, chosen, model.aliases, path)
 
 
-def _fields(name: str, model: Any, given: Mapping[str, Dim]) -> dict[str, int]:
+def _fields(name: str, model: Any, given: Mapping[str, Dim]) -> dict[str, int | None]:
     """Fields of the config for the sizes given of the model itself; others (B, T ...) are left to the graph."""
     known = dict(model.binding)
     for n in given:
         known.pop(n, None)
     values = bind_sizes(known, dict(given))
     own = {n: values[n] for n in given}
-    out = {model.fields[n]: v for n, v in own.items() if n in model.fields}
+    out: dict[str, int | None] = {model.fields[n]: v for n, v in own.items() if n in model.fields}
     if "k" in own and "k" not in model.fields and "k" in model.binding:
         heads = own.get("H", model.binding["H"])
         if own.get("d", heads * own["k"]) != heads * own["k"]:
             raise SizeError("TG015", f"{name} has d = H·k, and {own['d']} is not {heads}·{own['k']}")
         out[model.fields["d"]] = heads * own["k"]
+    pad, vocabulary = model.config.get("pad_token_id"), model.fields.get("V", "")
+    if isinstance(pad, int) and pad >= own.get("V", pad + 1):  # a smaller vocabulary is without that token
+        out[vocabulary.replace("vocab_size", "pad_token_id")] = None
     return out
 
 
