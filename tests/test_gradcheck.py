@@ -376,6 +376,50 @@ def test_no_path_says_where_it_is_cut():
     assert entry.note.endswith(": asked for")
 
 
+def held_twice(g, y, x):
+    return (g * tg.stop_gradient(x * x) * 3.0,)
+
+
+def held_once(g, y, x):  # exp(x - stop(x)) is 1, and its derivative is not 0
+    return (g * x * x * 3.0 * tg.exp(x - tg.stop_gradient(x)),)
+
+
+def held_rightly(g, y, x):  # what cancels, and what is constant wherever it has a derivative
+    shift = tg.stop_gradient(x)
+    return (g * (x * tg.sign(x) * tg.stop_gradient(tg.sign(x)) * x * 3.0 + shift - shift),)
+
+
+@pytest.mark.parametrize(("rule", "right"), [(held_twice, False), (held_once, False), (held_rightly, True)])
+def test_a_rule_that_holds_something_constant_is_wrong_when_differentiated_again(rule, right):
+    @tg.op(shape="... d -> ... d")
+    def cube(x: tg.Tensor) -> tg.Tensor: ...
+
+    cube.forward(lambda xp, x: x * x * x)
+    cube.vjp(rule)
+    x, w = tg.input("x", (B, 3)), tg.param("w", (3, 3))
+    y = tg.tanh(cube(x @ w)).sum()
+    assert tg.check_grads(y).passed
+    report = tg.check_grads(y, order=2)
+    assert report.passed == right
+    if not right:
+        (entry,) = report.wrong
+        assert (entry.verdict, entry.op, entry.input) == ("WRONG VJP", "cube", "x")
+        assert entry.note.startswith("its rule holds by stop_gradient what is not constant: differentiated again it is")
+    own = tg.check_grads((tg.stop_gradient(x) * tg.tanh(x)).sum(), order=2)
+    assert own.passed, "one's own is taken as asked for"
+
+
+@pytest.mark.parametrize("f", [tg.abs, tg.relu, tg.softplus, lambda x: tg.maximum(x, 0.0)])
+def test_values_at_a_kink_are_said_whichever_side_was_chosen(f):
+    x = tg.input("x", (3,))
+    report = tg.check_grads(f(x).sum(), values={"x": np.array([1.0, 0.0, -2.0])})
+    entry = next(e for e in report.entries if e.op != "sum")
+    assert report.passed and entry.verdict == "KINK"
+    assert entry.note == "the input lies 0.0e+00 from a kink; the rule gives one of its subgradients there"
+    off = tg.check_grads(f(x).sum(), values={"x": np.array([1.0, 0.1, -2.0])})
+    assert {e.verdict for e in off.entries} == {"PASS"}
+
+
 def test_nonfinite_names_the_first_node_and_its_inputs():
     x = tg.input("x", (3,), "float64")
     report = tg.check_grads(tg.exp(tg.log(x * -1.0)).sum(), values={"x": np.array([1.0, 2.0, 3.0])})

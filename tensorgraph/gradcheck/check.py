@@ -389,12 +389,31 @@ class _Run:
                         self.add_whole(WRONG_SUM, gap, "the sum over the runs of a repeated block is wrong", one.label)
                         self.broken = True
 
+    def check_held(self, stops: Mapping[tuple[Tensor, int], set[Tensor]]) -> None:
+        """In the gradient of a gradient: what a rule holds constant must be so, else its own gradient lacks a part."""
+        whole = self.gradient
+        assert whole is not None
+        for (t, slot), held in stops.items():
+            whole.through = held
+            residual = whole.residual()
+            if residual > whole.slack:
+                lines = ", ".join(dict.fromkeys(x.where for x in held if x.where))
+                note = (
+                    f"its rule holds by stop_gradient what is not constant: differentiated again it is wrong ({lines})"
+                )
+                key = (t.op, slot, t.attrs.get("absent"), "held")
+                self._put(key, self._entry(t, Finding(input_names(t)[slot], WRONG_VJP, residual, note), 1, ()), [t])
+                self.broken = True
+        whole.through = set()
+
     def go_deeper(self, whole: Whole) -> None:
         """The gradient checked as a graph of its own; kinds of nodes seen before are not checked again."""
         second = Graph({f"∂{t.label}": g for t, g in whole.grads.items()}, name=f"gradient of {self.graph.name}")
         leaves = {t: a for t, a in {**self.have, **whole.cotangents}.items() if t.op.leaf}
         deeper = _Run(second, self.sizes, leaves, self.rng, self.directions, None, self.kinds)
         deeper.check(STAGES)
+        if deeper.gradient is not None and not deeper.broken:
+            deeper.check_held(whole.stops())
         for e in deeper.whole:
             e.op = "whole gradient" if e.op == "whole graph" else e.op
         self.whole += deeper.whole

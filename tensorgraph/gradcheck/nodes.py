@@ -286,6 +286,8 @@ def _check_input(sites: list[Site], j: int, name: str, rng: np.random.Generator)
                     return found
                 continue
         worst = max(worst, residual)
+    if chooses(sites[0].source) and kink_distance(sites[0], j) == 0.0:  # rule and derivative chose alike: so do others
+        return _at_kink(name, 0.0, method)
     return Finding(name, PASS, worst, method=method)
 
 
@@ -328,10 +330,14 @@ def _wrong(
 ) -> Finding:
     gap = kink_distance(site, j)
     if (gap is None or gap < NEAR) and _legitimate(site, j, vs, c, rng):
-        where = f"{gap:.1e} from a kink" if gap is not None else "next to a kink"
-        return Finding(name, KINK, 0.0, f"the input lies {where}; the rule gives one of its subgradients there", method)
+        return _at_kink(name, gap, method)
     note, size = explain(site.only(j), site.args[j], u, vs, c, trusted=method == "complex step")
     return Finding(name, WRONG_VJP, size or residual, note, method)
+
+
+def _at_kink(name: str, gap: float | None, method: str) -> Finding:
+    where = f"{gap:.1e} from a kink" if gap is not None else "next to a kink"
+    return Finding(name, KINK, 0.0, f"the input lies {where}; the rule gives one of its subgradients there", method)
 
 
 def kink_distance(site: Site, j: int) -> float | None:

@@ -14,8 +14,8 @@ from ..errors import GradError, TensorgraphError
 from ..graph import Graph
 from ..interpret import bound, compute, evaluate, shape_of
 from ..ops.leaf import INPUT
-from ..tensor import Tensor
-from .nodes import input_names, value_range
+from ..tensor import Tensor, topological
+from .nodes import has_rule, input_names, value_range
 from .program import function_of
 from .reference import EXACT, LONG, jvp, norm, signed
 
@@ -86,6 +86,7 @@ class Whole:
         self.grads: dict[Tensor, Tensor] = {}
         self.adjoints: Values = {}
         self.slack = EXACT  # what the references know the derivative to
+        self.through: set[Tensor] = set()  # stop_gradients that tangents pass
 
     def build(self) -> None:
         """Make the gradient as nodes. Raises whatever a rule raises."""
@@ -105,6 +106,8 @@ class Whole:
         """The derivative of every floating value when leaves move: node by node, each by a complex step."""
         out: Values = dict(moves)
         for t in self.graph.nodes:
+            if t in self.through and t.inputs[0] in out:
+                out[t] = out[t.inputs[0]]
             if t in out or t.op.nodiff or t.op.surrogate or not any(x in out for x in t.inputs):
                 continue
             if t.op.name == "pick":
@@ -167,6 +170,21 @@ class Whole:
                 gap = finer if finer <= gap / 30 else gap
             worst = max(worst, gap / scale if scale and np.isfinite(gap) else np.inf if gap else 0.0)
         return worst
+
+    # -- rules that hold something constant
+    def stops(self) -> dict[tuple[Tensor, int], set[Tensor]]:
+        """The stop_gradients that a rule makes within the cotangent of an input, by node and input."""
+        out: dict[tuple[Tensor, int], set[Tensor]] = {}
+        forward = set(self.graph.nodes)
+        for a in self.trace.values():
+            for user, slot, part in a.uses:
+                if user is not None and has_rule(user):
+                    total = self.trace[user].total
+                    given = {user, *user.inputs, *(total if isinstance(total, tuple) else (total,))}
+                    inside = topological([part], stop=given)
+                    if found := {t for t in inside if t.op.name == "stop_gradient" and t not in forward}:
+                        out[user, slot] = found
+        return out
 
     # -- sums
     def wrong_edges(self) -> list[tuple[Tensor, str, str, float]]:

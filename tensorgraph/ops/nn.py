@@ -178,7 +178,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * sigmoid(x * 1.702)
 
 
-@activation(dtype=floating("softplus"), flops=_cost(4))
+@activation(dtype=floating("softplus"), flops=_cost(4), kinks=(0.0,))  # of its definition, not of the function
 def softplus(x: Tensor) -> Tensor:
     """log(1 + exp(x)), without overflow."""
     return maximum(x, const(0.0, x.dtype)) + log(exp(-x.abs()) + 1.0)
