@@ -15,7 +15,7 @@ from tensorgraph.ops.leaf import arange
 from tensorgraph.ops.movement import expand, reshape, swapaxes
 from tensorgraph.ops.nn import cross_entropy
 from tensorgraph.ops.reduce import argmax, sum
-from tensorgraph.tensor import Tensor
+from tensorgraph.tensor import Tensor, scope
 
 from . import encoder
 from .architecture import Architecture, builder
@@ -253,7 +253,8 @@ class Clip(Model):
 
 def normalised(x: Tensor) -> Tensor:
     """Vectors of length 1 along the last axis."""
-    return x / sum(x.square(), -1, keepdims=True).sqrt()
+    with scope("normalise", kind="Normalise"):  # a step of the picture, as norms are
+        return x / sum(x.square(), -1, keepdims=True).sqrt()
 
 
 def contrastive(per_text: Tensor, per_image: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any
 import merman
 import networkx as nx
 import pytest
-from test_visualize import Geometry, inside, overlap, touches
+from test_visualize import Geometry, Rect, inside, overlap, touches
 
 import tensorgraph as tg
 from tensorgraph.cli import main
@@ -274,6 +274,18 @@ def test_nothing_overlaps_in_real_pictures(name: str, level: str) -> None:
         assert touches(curve[0], drawn.boxes[tail], 12) and touches(curve[-1], drawn.boxes[head], 12), (tail, head)
         for box, rect in drawn.boxes.items():
             assert box in (tail, head) or not any(touches(q, rect, -1.5) for q in curve), (tail, head, box)
+        for text in itertools.chain(*drawn.headings.values()):
+            assert level == "backward" or not any(touches(q, text, -0.5) for q in curve), (tail, head, "heading")
+    for (a, x), (b, y) in itertools.combinations(drawn.frames.items(), 2):
+        assert frames_apart(x, y) >= 7.9, (a, b)
+
+
+def frames_apart(a: Rect, b: Rect) -> float:
+    """Points between two frames, side by side or one in the other."""
+    inner, outer = sorted((a, b), key=lambda r: (r[2] - r[0]) * (r[3] - r[1]))
+    if inside(inner, outer):
+        return min(inner[0] - outer[0], inner[1] - outer[1], outer[2] - inner[2], outer[3] - inner[3])
+    return max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3])
 
 
 def test_rows_hold_what_the_view_holds() -> None:
@@ -852,3 +864,14 @@ def test_gradients_stand_beside_their_steps() -> None:
     for label in ("connector.0", "connector.1"):
         assert abs(top[label] - top[f"∂ {label}"]) < 60
     assert abs(top["∂ attn_norm"] - top["mlp_norm"]) < 0.5 * abs(top["pixel_values"] - top["logits"])
+
+
+def test_the_same_step_has_the_same_name() -> None:
+    """An adapter beside a layer changes no name; a router is one box however it scores; a norm is one in CLIP too."""
+    plain, adapted = (labels(draw(open_target("gpt2").train(mode)).view) for mode in (None, "lora"))
+    assert "qkv" in plain and [x for x in adapted if x not in ("+", "lora_A", "lora_B")] == [
+        x for x in plain if x != "+"
+    ]
+    for name in ("mixtral-8x7b", "deepseek-v3"):
+        assert "router" in labels(picture(name).view) and "argsort" not in labels(picture(name).view)
+    assert labels(draw(open_target("clip-vit-l-14-336")).view).count("normalise") == 2

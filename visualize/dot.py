@@ -26,7 +26,7 @@ _EDGES: Mapping[EdgeKind, Mapping[str, str]] = {
     "tied": {"style": "dashed", "dir": "none", "constraint": "false", "weight": "0", "penwidth": "1.4"},
     "gradient": {"style": "dashed", "arrowtail": "empty", "dir": "back", "weight": "4"},
     "control": {"style": "dotted", "constraint": "false"},
-    "order": {"style": "invis", "weight": "0"},
+    "order": {"style": "invis", "weight": "1"},
 }
 
 
@@ -36,7 +36,7 @@ def to_dot(view: View, theme: str = "seed", shapes: bool = False, places: Given 
     The same view gives the same text. Raises GraphError [TG381] for an unknown theme.
     """
     paint = find_theme(theme)
-    page = {"label": _title(view, paint), "labeljust": "l", "labelloc": "t", "peripheries": "0", "margin": "2"}
+    page = {"label": _title(view, paint), "labeljust": "l", "labelloc": "t", "peripheries": "0", "margin": "12"}
     lines = [
         "digraph {",
         f"  graph [{_attributes(_graph(view, paint) | places.get('', {}))}];",

@@ -14,7 +14,7 @@ from tensorgraph.tensor import Tensor
 from tensorgraph.visualize.links import link_for
 from tensorgraph.visualize.steps import Step, Steps
 from tensorgraph.visualize.view import Block, Box, Weight
-from tensorgraph.visualize.words import human, short_name
+from tensorgraph.visualize.words import human, own_name, short_name
 
 
 class Projection:
@@ -183,15 +183,16 @@ class Projection:
 
     # -- names
     def _names(self) -> None:
-        alone: dict[Any, int] = {}
+        reading: dict[Any, list[Step]] = {}  # by layer, its steps with weights
         for step in self.steps:
             for p in step.weights:
                 self.owners.setdefault(p, step)
             if step.weights:
-                alone[step.scope] = alone.get(step.scope, 0) + 1
+                reading.setdefault(step.scope, []).append(step)
         for i, step in enumerate(self.steps):
             self.ids[step] = f"s{i}"
-            self.labels[step] = self._label(step, alone.get(step.scope, 0) == 1)
+            others = [s for s in reading.get(step.scope, ()) if s is not step]
+            self.labels[step] = self._label(step, bool(step.weights) and all(_adapts(s, step) for s in others))
 
     def _label(self, step: Step, alone: bool) -> str:
         head, scope = step.head, step.scope
@@ -308,6 +309,12 @@ class Projection:
                 if step not in found or abs(value) > abs(found[step]):
                     found[step] = float(value)
         return found
+
+
+def _adapts(other: Step, step: Step) -> bool:
+    """Whether a step's weights are called by those of another of its layer, as `q_proj.lora_A` is by `q_proj`."""
+    (own, *_), (above, *_) = ([".".join(own_name(p.label)) for p in s.weights] for s in (step, other))
+    return f".{above}".rpartition(".")[0].endswith(f".{own}")
 
 
 def is_trained(p: Tensor) -> bool:

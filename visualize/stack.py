@@ -77,18 +77,22 @@ class _Stack:
             if row[e.source] == row[e.target] == r:
                 pieces.append((number, e))
         inner = {key for key, _ in pieces}
+        within = {(e.source, e.target) for _, e in pieces if e.kind != "tied" and e.source in main and e.target in main}
+        first = [b for b in main if b not in {target for _, target in within}]
+        last = [b for b in main if b not in {source for source, _ in within}]
         for w in self.wires:
             block = w.frames[-1] if w.frames else None
             if row[w.upper] == r and w.leaves not in corners:
                 corners[w.leaves] = Box(w.leaves, "", "corner", block=block)
                 ends = (w.leaves, w.upper) if w.tied else (w.upper, w.leaves)
                 pieces.append((w.leaves, Edge(*ends, "", w.edge.kind)))
-                pieces += _held(*((w.leaves, main[0]) if w.tied else (main[-1], w.leaves)), ends)
+                sides = ((w.leaves, b) for b in first) if w.tied else ((b, w.leaves) for b in last)
+                pieces += [held for side in sides for held in _held(*side, ends)]
             if row[w.lower] == r:
                 ends = w.enters, w.lower
                 if w.enters not in corners:
                     corners[w.enters] = Box(w.enters, "", "corner", block=block)
-                    pieces += _held(w.enters, main[0], ends)
+                    pieces += [held for b in first for held in _held(w.enters, b, ends)]
                 pieces.append((w.number, Edge(*ends, w.edge.label, w.edge.kind, note=w.edge.note)))
         for b in self.members[r]:
             if b.id in self.rows.aside:
@@ -128,7 +132,7 @@ class _Stack:
         for block in reversed(self.view.blocks):
             if block.parent is not None and block.id in p.frames:
                 left, bottom, right, top = p.frames[block.id]
-                p.widen(block.parent, (left - MARGIN, bottom - MARGIN / 2, right + MARGIN, top + MARGIN / 2))
+                p.widen(block.parent, (left - MARGIN, bottom - MARGIN * 0.7, right + MARGIN, top + MARGIN * 0.7))
 
     def _join(self, p: Places, below: list[float]) -> None:
         """Wires as curves, the innermost first; frames are widened for those that pass within them."""
@@ -154,7 +158,11 @@ class _Stack:
                 right, y = start[0] + LANE * (1 + place), below[r] - BETWEEN * 0.6 - LANE * place
                 way = [start, (right, start[1]), (right, y), (x, y)]
             first = p.curves[w.leaves][:: -1 if w.tied else 1]
-            p.curves[w.number] = [*first, *_rounded([*way, (x, end[1]), end]), *p.curves[w.number][1:]]
+            if w.tied and self._hangs(p, w):  # from below it crosses nothing that enters the last row
+                under, (at, y), (_, high) = below[-1] - LANE, p.boxes[w.lower], p.sizes[w.lower]
+                p.curves[w.number] = [*first, *_rounded([*way, (x, under), (at, under), (at, y - high / 2)])]
+            else:
+                p.curves[w.number] = [*first, *_rounded([*way, (x, end[1]), end]), *p.curves[w.number][1:]]
             for frame in w.frames:
                 _, bottom, _, top = p.frames[frame]
                 p.widen(frame, (x - MARGIN, bottom, right + MARGIN, top))
@@ -162,6 +170,13 @@ class _Stack:
             p.curves.pop(w.leaves, None)
             for corner in (w.leaves, w.enters):
                 p.boxes.pop(corner, None)
+
+    def _hangs(self, p: Places, wire: Wire) -> bool:
+        """Whether the lower end stands in the last row, outside all frames, with nothing below."""
+        r, (x, y), (wide, _) = self.rows.row[wire.lower], p.boxes[wire.lower], p.sizes[wire.lower]
+        boxes = [b.id for b in self.members[r] if b.id != wire.lower]
+        free = all(p.boxes[b][1] >= y or abs(p.boxes[b][0] - x) > (p.sizes[b][0] + wide) / 2 for b in boxes)
+        return free and r == len(self.members) - 1 and not any(self.view.path(b) for b in self.members[r])
 
     def _trunk(self, p: Places, wire: Wire, taken: list[float]) -> float:
         """Where a wire runs down: left of all that stands in the rows that it passes and of the frames it enters."""

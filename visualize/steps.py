@@ -21,6 +21,14 @@ SMALL = frozenset({"elementwise", "view", "move", "reduce", "constant", "index",
 UNFOLDED = frozenset({"attention"})  # styles whose definition is shown in place of the op
 
 
+PRODUCTS = frozenset({"matmul", "gather", "attention"})
+
+
+def _chooses(n: Tensor) -> bool:
+    """Whether a node makes integers of numbers: which of several is greatest."""
+    return n.specs is None and n.dtype.kind in "iu" and any(x.specs is None and x.dtype.is_float for x in n.inputs)
+
+
 class Step:
     """A group of nodes shown as one box: `head` names it; `weights` are the parameters it reads, in order."""
 
@@ -138,11 +146,16 @@ class Steps:
             wholes = {n: s for n, s in wholes.items() if self.of.get(n) not in circle}
 
     def _whole_layers(self, nodes: Iterable[Tensor]) -> dict[Tensor, Scope]:
-        """Nodes of layers that are one step: without inner layers, and with at most one heavy node."""
+        """Nodes of layers that are one step: without inner layers, and with at most one heavy node.
+
+        A layer that chooses, as a router does, may make scores of its product in any way.
+        """
         heavy: dict[Scope, int] = {}
         inner: set[Scope] = set()
+        choosing = {n.scope for n in nodes if _chooses(n)}
         for n in nodes:
-            heavy[n.scope] = heavy.get(n.scope, 0) + (n.op.style in HEAVY) + 2 * (n in self.origin)
+            weighty = n.op.style in (PRODUCTS if n.scope in choosing else HEAVY)
+            heavy[n.scope] = heavy.get(n.scope, 0) + weighty + 2 * (n in self.origin)
             above = n.scope.parent
             while above is not None and above not in inner:
                 inner.add(above)

@@ -28,12 +28,18 @@ def human4(n: int) -> str:
     return str(n)
 
 
+def own_name(name: str) -> list[str]:
+    """The parts of a parameter's name that say which it is: `h.0.attn.c_attn.weight` -> h, 0, attn, c_attn."""
+    parts = name.split(".")
+    while len(parts) > 1 and parts[-1] in GENERIC:
+        parts.pop()
+    return parts
+
+
 def short_name(name: str) -> str:
     """The telling end of a parameter's name: `h.0.attn.c_attn.weight` -> `c_attn`."""
     parts = [p for p in name.split(".") if not p.isdigit()]
-    while len(parts) > 1 and parts[-1] in GENERIC:
-        parts.pop()
-    return parts[-1] if parts else name
+    return own_name(".".join(parts))[-1] if parts else name
 
 
 def title_of(name: str, weights: Iterable[Tensor], binding: Mapping[str, int], aliases: Mapping[str, Dim]) -> str:
@@ -60,4 +66,4 @@ def total_and_trained(weights: Iterable[Tensor]) -> tuple[Dim, Dim]:
     return total, sum_sizes([mul(p.size, p.scope.times) for p in counted if p.attrs.get("trained", True)])
 
 
-__all__ = ["human", "human4", "mode_text", "short_name", "title_of", "total_and_trained"]
+__all__ = ["human", "human4", "mode_text", "own_name", "short_name", "title_of", "total_and_trained"]
