@@ -694,7 +694,7 @@ class Step:
             for k in stretch:
                 offsets[k] = end
                 end += math.prod(like[k]) * leaves[k].dtype.size
-        block = np.zeros(end + memory.ALIGN, np.uint8)
+        block = memory.zeros(end + memory.ALIGN)
         start = -block.ctypes.data % memory.ALIGN
         return {k: np.ndarray(like[k], t.dtype.np, block, start + offsets[k]) for k, t in leaves.items()}
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import mmap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from .. import dims
 from ..errors import BackendError
@@ -13,6 +16,7 @@ from ..tensor import Tensor
 from .program import Buffer, Program
 
 ALIGN = 64
+HUGE = 1 << 22  # bytes from which NumPy asks for huge pages
 
 
 class Plan(NamedTuple):
@@ -62,6 +66,17 @@ def plan(program: Program, binding: Mapping[str, int]) -> Plan:
     live = [b for b in program.buffers if b.first <= peak_at <= b.last]
     named = sorted(((sizes[b.index], b.node) for b in live), key=lambda x: -x[0])
     return Plan(offsets, top, peak, peak_at, named)
+
+
+def zeros(n: int) -> Any:
+    """`n` bytes of zeros, in pages of the system's usual size that come as they are first written.
+
+    NumPy asks for huge pages where it can. They suit an arena, which is walked again and again; state is walked once in
+    a step, and of a virtual machine that has to find two megabytes for each of them its first step would wait longest.
+    """
+    if n < HUGE or not hasattr(mmap, "MAP_PRIVATE"):
+        return np.zeros(n, np.uint8)
+    return np.frombuffer(mmap.mmap(-1, n, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
 
 
 def available() -> int | None:
