@@ -81,11 +81,13 @@ class Session:
         self.position += T
         return found["logits"][:, -1]
 
+    def values(self) -> dict[str, Array]:
+        """What the step reads, by parameter: the net's values, packed if that is wanted."""
+        return self.net.values() if self._weights is None else self._weights.values(self.net.source())
+
     def _call(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         """What the step makes of these. The next call on the same weights and caches goes to the backend at once."""
-        values = self.net.values()
-        if self._weights is not None:
-            values = self._weights.values(values)
+        values = self.values()
         step, leaves, held = self._step, self._step.program.leaves, [*values.values(), *self._cache.values()]
         given = {name: exact(a, leaves[name].dtype.np) for name, a in inputs.items() if name in leaves}
         repeat, before = self._again

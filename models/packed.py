@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 KINDS = ("float32", "bfloat16", "int8")
+BLOCK = 1 << 16  # elements that are packed at a time
 
 
 def check(kind: str | None) -> None:
@@ -36,7 +38,8 @@ class Weights:
         self.kind = kind
         found = _products(outputs)
         self.turned = {p.label: transposed for p, transposed in found.items()}
-        self._packed: dict[str, tuple[Array, Array, Array | None]] = {}
+        self._packed: dict[str, tuple[Array, dict[str, Array]]] = {}
+        self._read: tuple[Any, dict[str, Array]] = None, {}
         leaves: dict[Tensor, tuple[Tensor, Tensor | None]] = {}
         for p, transposed in found.items():
             n, k = p.shape[::-1] if transposed else p.shape
@@ -53,28 +56,47 @@ class Weights:
 
         self.outputs = transform(outputs, rule)
 
-    def values(self, values: dict[str, Array]) -> dict[str, Array]:
-        """The values with weights packed; each is packed again only when it is another array."""
+    def values(self, values: Mapping[str, Array]) -> dict[str, Array]:
+        """The values with weights packed; each is packed again only when it is another array.
+
+        Values that are read from a file are packed as they are read, one at a time, and once.
+        """
+        if not isinstance(values, dict):
+            if self._read[0] is not values:
+                self._read = values, {k: a for name in values for k, a in self._put(name, values[name])}
+            return self._read[1]
         out = dict(values)
-        for name, transposed in self.turned.items():
+        for name in self.turned:
             source = out.pop(name)
             have = self._packed.get(name)
             if have is None or have[0] is not source:
-                have = self._packed[name] = source, *pack(source.T if transposed else source, self.kind)
-            out[f"{name}.{self.kind}"] = have[1]
-            if have[2] is not None:
-                out[f"{name}.scale"] = have[2]
+                have = self._packed[name] = source, dict(self._put(name, source))
+            out.update(have[1])
         return out
+
+    def _put(self, name: str, source: Array) -> Iterator[tuple[str, Array]]:
+        """What stands for a value, by parameter."""
+        if name not in self.turned:
+            yield name, source
+            return
+        w, scale = pack(source.T if self.turned[name] else source, self.kind)
+        yield f"{name}.{self.kind}", w
+        if scale is not None:
+            yield f"{name}.scale", scale
 
 
 def pack(w: Array, kind: str) -> tuple[Array, Array | None]:
     """Rows of w [f, d] in fewer bits, and for int8 the scale [f] of each: its largest magnitude is 127."""
     if kind != "int8":
-        return np.ascontiguousarray(w).astype(dtype(kind).np), None
-    w = np.ascontiguousarray(w, dtype=np.float32)
-    scale = np.abs(w).max(axis=1, initial=0) / np.float32(127)
-    steps = w / np.where(scale > 0, scale, np.float32(1))[:, None]
-    return np.rint(steps, out=steps).astype(np.int8), scale
+        return w.astype(dtype(kind).np, order="C"), None
+    packed, scales = np.empty(w.shape, np.int8), np.empty(w.shape[0], np.float32)
+    step = max(1, BLOCK // max(1, w.shape[1]))
+    for at in range(0, len(w), step):
+        rows = np.ascontiguousarray(w[at : at + step], dtype=np.float32)
+        scale = np.abs(rows).max(axis=1, initial=0) / np.float32(127)
+        steps = rows / np.where(scale > 0, scale, np.float32(1))[:, None]
+        packed[at : at + step], scales[at : at + step] = np.rint(steps, out=steps), scale
+    return packed, scales
 
 
 def _weight(t: Tensor) -> Tensor | None:
@@ -110,10 +132,15 @@ def _multiplies(t: Tensor, w: Tensor) -> bool:
     return t.op.name == "matmul" and t.inputs[1] is w and t.inputs[0] is not w
 
 
+def kind_of(net: Net) -> str | None:
+    """How the net's weights are packed to generate with, or None: as they are."""
+    return None if net.weights == net.dtype else net.weights
+
+
 def weights(net: Net, outputs: Outputs) -> Weights | None:
     """The net's weights as it is to generate with, or None: as they are."""
-    kind = net.weights
-    return None if kind in (None, net.dtype) else Weights(outputs, kind)
+    kind = kind_of(net)
+    return None if kind is None else Weights(outputs, kind)
 
 
-__all__ = ["KINDS", "Weights", "check", "pack"]
+__all__ = ["KINDS", "Weights", "check", "kind_of", "pack"]

@@ -45,13 +45,14 @@ class Net:
     `config` is the file's, `model` the Module with its symbols bound, `state` the values by the names in the file,
     `tokenizer` the one beside them, or None. `weights`: what products read when generating, "bfloat16" or "int8",
     packed from the values; None: the values. Graphs are made once per set of inputs; sizes may change between calls.
+    A `state` that is Unread is read when it is first asked for: generating from packed weights never holds it whole.
     """
 
     def __init__(
         self,
         model: Model,
         config: Mapping[str, Any],
-        state: dict[str, Array] | None = None,
+        state: Mapping[str, Array] | None = None,
         *,
         tokenizer: Tokenizer | None = None,
         folder: Path | None = None,
@@ -64,7 +65,11 @@ class Net:
         packed.check(weights)
         self.weights = weights
         self.model, self.config, self.tokenizer, self.backend = model, dict(config), tokenizer, backend
-        self.state = state or {}
+        self._unread: Unread | None = None
+        if isinstance(state, Unread):
+            self._unread = state
+        else:
+            self.state = state or {}
         self.dtype = str(next(iter(model.parameters())).dtype)
         self.adapter = adapter
         self._folder = folder
@@ -77,11 +82,17 @@ class Net:
     @property
     def state(self) -> dict[str, Array]:
         """The values by the names in the file; given by those of parameters (as a training step holds them), split."""
+        if self._unread is not None:
+            self.state = self._unread
         return self._state
 
     @state.setter
     def state(self, values: Mapping[str, Array]) -> None:
-        self._state = stacked.split(values)
+        self._state, self._unread = stacked.split(values), None
+
+    def source(self) -> Mapping[str, Array]:
+        """The values by parameter, without reading them if they have not been. Raises as `values`."""
+        return self.values() if self._unread is None else self._unread
 
     # -- calling
     def __call__(self, *unnamed: Any, **inputs: Any) -> dict[str, Array]:
@@ -344,11 +355,28 @@ class Net:
             self.model.names = own
 
     def __repr__(self) -> str:
-        values = f"{len(self.state)} tensors, {self.dtype}" if self.state else "without values"
+        count = len(self._state if self._unread is None else self._unread)
+        values = f"{count} tensors, {self.dtype}" if count else "without values"
         return f"<Net {self._name}: {values}>"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return {**self.model._repr_mimebundle_(include, exclude), "text/plain": repr(self)}
+
+
+class Unread(Mapping[str, Array]):
+    """Values by parameter, each read from its file when it is looked up, and not kept."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], Array]]) -> None:
+        self.readers = readers
+
+    def __getitem__(self, name: str) -> Array:
+        return self.readers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.readers)
+
+    def __len__(self) -> int:
+        return len(self.readers)
 
 
 def _write(path: Path, text: str) -> None:
@@ -379,6 +407,8 @@ def from_pretrained(
     packed.check(weights)
     net = _open(Path(path), float_dtype(dtype), adapter, backend)
     net.weights = weights
+    if packed.kind_of(net) is None:
+        _ = net.state  # read now
     return net
 
 
@@ -443,7 +473,8 @@ def _open_folder(folder: Path, dtype: Any, backend: str, adapter: Path | None) -
     tensors = safetensors.open_checkpoint(folder)
     buffers = (*found.buffers, *(b.removeprefix(found.prefix) for b in found.buffers))
     model.names = found.names_in(model.names, tensors)
-    state = _load(model, tensors.entries, tensors.read, buffers, folder, dtype)
+    load: Callable[..., Any] = _unread if adapter is None else _load
+    state = load(model, tensors.entries, tensors.read, buffers, folder, dtype)
     chosen = None
     if adapter is not None:
         chosen, values = _put_on(model, adapter, found, published, state, dtype)
@@ -488,7 +519,7 @@ def _open_gguf(path: Path, dtype: Any, backend: str) -> Net:
     config = gguf.config(file)
     model, found = _model(config, dtype)
     model.names = gguf.NAMES
-    state = _load(model, file.tensors.entries, gguf.reader(file, config), gguf.BUFFERS, path, dtype)
+    state = _unread(model, file.tensors.entries, gguf.reader(file, config), gguf.BUFFERS, path, dtype)
     try:
         tokenizer = Tokenizer.from_gguf(file.metadata)
     except ModelError:  # a kind that cannot be had exactly: the model works all the same
@@ -496,7 +527,12 @@ def _open_gguf(path: Path, dtype: Any, backend: str) -> Net:
     return Net(model, config, state, tokenizer=tokenizer, names=found.names, backend=backend)
 
 
-def _load(
+def _load(*args: Any) -> dict[str, Array]:
+    """The values of all parameters, or of those `wanted`. Raises as `_unread`, which takes the same."""
+    return dict(_unread(*args))
+
+
+def _unread(
     model: Model,
     entries: Mapping[str, Entry],
     read: Callable[[str, Any], Array],
@@ -504,8 +540,8 @@ def _load(
     where: Path,
     dtype: Any,
     wanted: Mapping[str, Parameter] | None = None,
-) -> dict[str, Array]:
-    """The values of all parameters, or of those `wanted`.
+) -> Unread:
+    """The values of all parameters, or of those `wanted`: that they are there, and fit, is known; none is read yet.
 
     Raises CheckpointError[TG820] for all tensors that do not fit; its `details` name each.
     """
@@ -537,10 +573,15 @@ def _load(
             hint="the error's details name each; so does tensorgraph --details" if len(notes) < len(wrong) else None,
             details=map(str, sorted(wrong)),
         )
-    state = {}
-    for own, several in names.items():
-        arrays = [read(name, to_dtype(dtype)) for name in several]
-        state[own] = arrays[0] if several == [own] else np.stack(arrays)
+
+    def reader(own: str, several: list[str]) -> Callable[[], Array]:
+        def values() -> Array:
+            arrays = [read(name, to_dtype(dtype)) for name in several]
+            return arrays[0] if several == [own] else np.stack(arrays)
+
+        return values
+
+    state = Unread({own: reader(own, several) for own, several in names.items()})
     for name, first in tied.items():
         if name in entries and not np.array_equal(read(name, to_dtype(dtype)), state[first]):
             text = f"{name} differs from {first}, to which the config ties it"

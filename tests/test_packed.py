@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -129,6 +131,27 @@ def test_a_call_made_again_is_checked_and_sees_other_weights_and_longer_caches(k
     for t in range(6, 12):
         want = fresh.feed(np.full((1, 1), t, np.int32))
     np.testing.assert_array_equal(got, want)
+
+
+def test_packed_weights_never_hold_the_values_of_a_file(tmp_path: Path) -> None:
+    big = GPT2 | {"n_embd": 256, "vocab_size": 4001}
+    given = Net(models.build(big), big).init(0)
+    folder, ids = given.save_pretrained(tmp_path / "net"), np.array([[1, 2, 3]])
+    full = sum(a.nbytes for a in given.state.values())
+    opened = models.from_pretrained(folder, weights="int8", backend="numpy")
+    session = Session(opened, 1)
+    tracemalloc.start()
+    kept = sum(a.nbytes for a in session.values().values())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    largest = max(a.nbytes for a in given.state.values())
+    assert kept < 0.3 * full and peak < kept + 1.3 * largest < full  # one value at a time
+    from_values = Session(Net(given.model, big, given.state, weights="int8", backend="numpy"), 1)
+    want = from_values.feed(ids)
+    assert session.feed(ids).tobytes() == want.tobytes() and opened._unread is not None
+    np.testing.assert_array_equal(opened(input_ids=ids)["logits"], given(input_ids=ids)["logits"])  # the values
+    assert opened._unread is None and opened.state.keys() == given.state.keys()
+    assert Session(opened, 1).feed(ids).tobytes() == want.tobytes()
 
 
 def test_unknown_weights_are_an_error_in_words() -> None:

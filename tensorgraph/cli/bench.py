@@ -220,7 +220,7 @@ def decode(
 
 def weight_bytes(session: Any) -> int:
     """Bytes of the weights that a token's products read: each once; of a table that is only looked up, a row."""
-    values = session.net.values() if session._weights is None else session._weights.values(session.net.values())
+    values = session.values()
     return sum(
         values[key].nbytes
         for key, v in session._step.program.leaves.items()

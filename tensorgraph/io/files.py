@@ -150,6 +150,13 @@ def open_map(path: Path) -> memoryview:
     raise fail("TG801", path, problem)
 
 
+def release(data: memoryview, first: int, last: int) -> None:
+    """Give back the memory of bytes of a map that were copied out of it: the system reads them again if need be."""
+    if isinstance(data.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        start = first - first % mmap.PAGESIZE
+        data.obj.madvise(mmap.MADV_DONTNEED, start, last - start)
+
+
 def check_size(name: str, shape: tuple[int, ...], itemsize: int, path: Path) -> None:
     """Refuse a shape that no array can have. Raises CheckpointError[TG803]."""
     size = itemsize

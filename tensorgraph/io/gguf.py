@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from tensorgraph.errors import CheckpointError
-from tensorgraph.io.files import Array, Entry, Tensors, check_ranges, check_size, fail, open_map, show
+from tensorgraph.io.files import Array, Entry, Tensors, check_ranges, check_size, fail, open_map, release, show
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -51,7 +51,13 @@ class GGUF:
     def __init__(self, path: Path, metadata: dict[str, Any], entries: dict[str, Entry], data: memoryview) -> None:
         self.path = path
         self.metadata = metadata
-        self.tensors = Tensors(entries, lambda name, entry, dtype: _dequantise(name, entry, dtype, data), path)
+
+        def read(name: str, entry: Entry, dtype: np.dtype[Any]) -> Array:
+            values = _dequantise(name, entry, dtype, data)
+            release(data, *entry.offsets)
+            return values
+
+        self.tensors = Tensors(entries, read, path)
 
     def __repr__(self) -> str:
         return f"<GGUF {self.path}: {len(self.metadata)} keys, {len(self.tensors)} tensors>"

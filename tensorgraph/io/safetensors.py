@@ -28,6 +28,7 @@ from tensorgraph.io.files import (
     fail,
     missing,
     open_map,
+    release,
     replacing,
     show,
 )
@@ -192,8 +193,11 @@ class _Reader:
         self._maps = maps
 
     def __call__(self, name: str, entry: Entry, dtype: np.dtype[Any]) -> Array:
-        raw = np.frombuffer(self._maps[entry.file][slice(*entry.offsets)], np.uint8)
-        return np.array(raw.view(entry.dtype).reshape(entry.shape), dtype=dtype, order="C")
+        data = self._maps[entry.file]
+        raw = np.frombuffer(data[slice(*entry.offsets)], np.uint8)
+        copy = np.array(raw.view(entry.dtype).reshape(entry.shape), dtype=dtype, order="C")
+        release(data, *entry.offsets)
+        return copy
 
 
 def _parse(data: memoryview, path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
