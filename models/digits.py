@@ -2,7 +2,8 @@
 
 LLaVA's recipe (Liu et al. 2023) in small. The encoder learns to tell digits apart, by number and without words; the
 language model to answer questions about texts, without images; then the bridge alone is trained on images with
-questions, encoder and language model frozen; then all of it. Held-out digits take part in no stage.
+questions, encoder and language model frozen; then all of it. Progress is watched on digits put aside for that; those
+held out take part in no stage, and are asked about once, at the end.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ QUESTIONS = {
 CANVAS, SIDE, PATCH = 20, 8, 4
 PATCHES = (CANVAS // PATCH) ** 2
 NOTHING = len(NUMBERS)  # what the encoder says of a patch without a digit
-HELD_OUT = 360  # of 1,797 digits
+HELD_OUT, VALIDATION = 360, 180  # of 1,797 digits
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlavaForConditionalGeneration"],
@@ -89,8 +90,16 @@ class Digits(NamedTuple):
     numbers: Array
 
 
-def load() -> tuple[Digits, Digits]:
-    """scikit-learn's handwritten digits (Alpaydin and Kaynak 1998), to train on and held out.
+class Data(NamedTuple):
+    """Digits to train on, to watch progress on, and held out."""
+
+    train: Digits
+    validation: Digits
+    held: Digits
+
+
+def load() -> Data:
+    """scikit-learn's handwritten digits (Alpaydin and Kaynak 1998).
 
     Raises DataError[TG524] without scikit-learn.
     """
@@ -101,7 +110,8 @@ def load() -> tuple[Digits, Digits]:
     found = load_digits()
     order = np.random.default_rng(0).permutation(len(found.target))
     every = Digits((found.images / 16).astype(np.float32), found.target.astype(np.int32))
-    return tuple(Digits(every.images[part], every.numbers[part]) for part in (order[HELD_OUT:], order[:HELD_OUT]))  # type: ignore[return-value]
+    held, validation, train = np.split(order, [HELD_OUT, HELD_OUT + VALIDATION])
+    return Data(*(Digits(every.images[part], every.numbers[part]) for part in (train, validation, held)))
 
 
 class Canvases(NamedTuple):
@@ -192,7 +202,7 @@ LONGEST = 3  # tokens of an answer
 
 
 class Progress(NamedTuple):
-    """Where a run stands; `accuracy`, the share of held-out questions answered rightly, from time to time."""
+    """Where a run stands; `accuracy`, of questions about validation digits, from time to time and after a stage."""
 
     stage: Stage
     step: int
@@ -201,7 +211,8 @@ class Progress(NamedTuple):
 
 
 class Result(NamedTuple):
-    """After a stage with images: the share of right answers by question, and of the same model with blank images.
+    """After a stage with images: the share of right answers about held-out digits, and of the same model with blank
+    images, by question.
 
     `kept`: how many tensors were frozen and are equal to the bit; `moved`: how many were frozen and are not.
     """
@@ -214,12 +225,9 @@ class Result(NamedTuple):
 
 @dataclass
 class Run:
-    """All stages, one after another, on digits to train on and held-out ones; the seed fixes first values and batches.
+    """All stages, one after another; the seed fixes first values and batches. `results`: by mode, when all are done."""
 
-    `results`: by mode, of the stages that are done.
-    """
-
-    data: tuple[Digits, Digits]
+    data: Data
     seed: int = 0
     stages: tuple[Stage, ...] = STAGES
     batch: int = BATCH
@@ -234,12 +242,28 @@ class Run:
         self.values = {**self.net.values(), **self.reader.init(self.seed, self.model.binding)}
 
     def run(self) -> Iterator[Progress]:
-        """Train, one step at a time."""
+        """Train, one step at a time; then ask what each stage with images left about held-out digits."""
+        done = []
         for number, stage in enumerate(self.stages):
+            before = self.values
             yield from self._learn(stage, number)
+            if stage.sees:
+                frozen = [name for name, p in self.model.named_parameters().items() if not p.trained]
+                same = sum(before[name].tobytes() == self.values[name].tobytes() for name in frozen)
+                done.append((stage.mode, self.values, same, len(frozen) - same))
+        last = self.values
+        for mode, values, kept, moved in done:
+            self._hold(values)
+            right, blank = self.ask(self.data.held, self.asked), self.ask(self.data.held, self.asked, blank=True)
+            self.results[mode] = Result(right, blank, kept, moved)
+        self._hold(last)
+
+    def _hold(self, values: dict[str, Array]) -> None:
+        self.values = values
+        self.net.state = {name: values[name] for name in self.net.state}
 
     def _learn(self, stage: Stage, number: int) -> Iterator[Progress]:
-        model, before = self.model, dict(self.values)
+        model = self.model
         modes.apply(model, stage.mode if stage.sees else modes.ALL)
         rate = optim.cosine(stage.lr, stage.steps, warmup=max(1, stage.steps // 20), floor=stage.lr / 20)
         adamw = optim.AdamW(rate, betas=(0.9, 0.98), weight_decay=0.05, clip=1.0)
@@ -251,15 +275,9 @@ class Run:
             found, state = step(state, **self._batch(stage, np.random.default_rng([self.seed, number, i])))
             accuracy = None
             if i == stage.steps or (stage.sees and i % every == 0):
-                self.values |= state.params
-                self.net.state = {name: self.values[name] for name in self.net.state}
-                accuracy = mean(self.ask(self.asked // 5)) if stage.sees else None
+                self._hold({**self.values, **state.params})
+                accuracy = mean(self.ask(self.data.validation, self.asked // 5)) if stage.sees else None
             yield Progress(stage, i, float(found["loss"]), accuracy)
-        if stage.sees:
-            frozen = [name for name, p in model.named_parameters().items() if not p.trained]
-            same = sum(before[name].tobytes() == self.values[name].tobytes() for name in frozen)
-            right, blank = self.ask(self.asked), self.ask(self.asked, blank=True)
-            self.results[stage.mode] = Result(right, blank, same, len(frozen) - same)
 
     def _loss(self, stage: Stage) -> Tensor:
         model = self.model
@@ -273,18 +291,18 @@ class Run:
     def _batch(self, stage: Stage, rng: np.random.Generator) -> dict[str, Array]:
         questions = [str(q) for q in rng.choice(list(QUESTIONS), self.batch)]
         if stage.mode == VISION:
-            made = paste(self.data[0], np.array([QUESTIONS[q][0] for q in questions]), rng)
+            made = paste(self.data.train, np.array([QUESTIONS[q][0] for q in questions]), rng)
             return {"pixel_values": made.pixels, "patches": made.patches}
         if not stage.sees:
             return rows(*told(questions, rng))
-        pixels, prompts, answers = seen(self.data[0], questions, rng)
+        pixels, prompts, answers = seen(self.data.train, questions, rng)
         return {"pixel_values": pixels, **rows(prompts, answers)}
 
-    def ask(self, count: int, blank: bool = False) -> dict[str, float]:
-        """The share of right answers to `count` times each question, about held-out digits; or about blank canvases."""
+    def ask(self, digits: Digits, count: int, blank: bool = False) -> dict[str, float]:
+        """The share of right answers to `count` times each question about digits; `blank`: on canvases that are."""
         out = {}
         for number, question in enumerate(QUESTIONS):
-            pixels, prompts, answers = seen(self.data[1], [question] * count, np.random.default_rng([1, number]))
+            pixels, prompts, answers = seen(digits, [question] * count, np.random.default_rng([1, number]))
             out[question] = float(np.mean(np.array(self.answer(pixels * (not blank), prompts)) == answers))
         return out
 
@@ -301,7 +319,7 @@ class Run:
         """The first `count` held-out canvases of a fixed order, the questions in turn, with answers and truth."""
         rng, out = np.random.default_rng(2), []
         for question in (list(QUESTIONS) * count)[:count]:
-            pixels, prompts, truth = seen(self.data[1], [question], rng)
+            pixels, prompts, truth = seen(self.data.held, [question], rng)
             out.append(Example(pixels[0, 0], question, self.answer(pixels, prompts)[0], truth[0]))
         return out
 
@@ -328,4 +346,4 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-__all__ = ["CONFIG", "QUESTIONS", "STAGES", "Digits", "Example", "Progress", "Result", "Run", "Stage", "load"]
+__all__ = ["CONFIG", "QUESTIONS", "STAGES", "Data", "Digits", "Example", "Progress", "Result", "Run", "Stage", "load"]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 BRIDGE = "bridge-only"
 EXAMPLES = 15
+WATCHED = "validation digits"
 
 
 def run(console: Console, out: Path | None, seed: int = 0, stages: tuple[Stage, ...] = STAGES) -> dict[str, Any]:
@@ -47,13 +48,14 @@ def run(console: Console, out: Path | None, seed: int = 0, stages: tuple[Stage, 
 
 
 def _announce(console: Console, learner: Run) -> None:
-    model, (train, held) = learner.net.model, learner.data
+    model = learner.net.model
     counts: dict[str, int] = {}
     for p, part in parts(model).items():
         counts[part] = counts.get(part, 0) + evaluate(p.count, model.binding)
     own = ", ".join(f"{name} {counts[name]:,}" for name in ("vision", "bridge", "llm"))
     console.print(f"LLaVA in small: {sum(counts.values()):,} weights ({own})", soft_wrap=True)
-    console.print(f"handwritten digits: {len(train.numbers):,} to train on, {len(held.numbers):,} held out\n")
+    train, validation, held = (f"{len(digits.numbers):,}" for digits in learner.data)
+    console.print(f"handwritten digits: {train} to train on, {validation} to watch progress on, {held} held out\n")
 
 
 def _train(console: Console, learner: Run) -> dict[str, list[Progress]]:
@@ -81,7 +83,7 @@ def _train(console: Console, learner: Run) -> dict[str, list[Progress]]:
                 points.setdefault(p.stage.name, []).append(p._replace(loss=float(np.mean(losses))))
                 losses.clear()
             if p.step == p.stage.steps:
-                said = "" if p.accuracy is None else f"  {100 * p.accuracy:.1f} % right"
+                said = "" if p.accuracy is None else f"  {100 * p.accuracy:.1f} % right about the {WATCHED}"
                 last = points[p.stage.name][-1].loss
                 console.print(f"{p.stage.name:<24}  {p.step:>5,} steps  loss {last:.3f}{said}", soft_wrap=True)
     return points
@@ -108,8 +110,9 @@ def _write(out: Path, learner: Run, points: dict[str, list[Progress]]) -> None:
             before += stage.steps
         at += stage.steps
     write(out / "loss.svg", curve("Loss while training, nats", losses))
-    blank = {"stage 1, blank images": 100 * mean(learner.results[BRIDGE].blank)}
-    write(out / "accuracy.svg", curve("Right answers about held-out digits, %", right, blank, places=1))
+    bridge, every = learner.results[BRIDGE], learner.results[ALL]
+    held = {"held out, at the end": 100 * mean(every.right), "stage 1, blank images": 100 * mean(bridge.blank)}
+    write(out / "accuracy.svg", curve(f"Right answers about {WATCHED}, %", right, held, places=1))
     write(out / "answers.svg", canvases(learner.examples(EXAMPLES)))
 
 
