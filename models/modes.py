@@ -97,7 +97,9 @@ def parts(model: Module) -> dict[Parameter, str]:
     for path, m in model.modules():
         for value in vars(m).values():
             if isinstance(value, Parameter):
-                out.setdefault(value, "lora" if value.component == "lora" else own[path])
+                out.setdefault(
+                    value, "lora" if value.component == "lora" or isinstance(value, lora.Copy) else own[path]
+                )
     return out
 
 

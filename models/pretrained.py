@@ -243,11 +243,14 @@ class Net:
     # -- adapters
     def add_adapter(self, chosen: lora.LoRA, seed: int = 0) -> Net:
         """Freeze the model and put a LoRA on it, which changes nothing yet. Returns self. Raises as `lora.add`."""
+        before, values = self.model.named_parameters(), self.values() if self.state else None
         lora.add(self.model, chosen)
         self.adapter, self._published, self._stacks = chosen, self.model.names, None
         self._compiled.clear()
-        if self.state:
-            self.state = self.state | self.model.init(seed, self.model.binding, only=lora.parameters(self.model))
+        if values is not None:
+            kept = lora.carried(before, self.model, values)
+            new = [name for name in lora.parameters(self.model) if name not in kept]
+            self.state = kept | self.model.init(seed, self.model.binding, only=new)
         return self
 
     def mode(self, name: str, adapter: lora.LoRA | None = None, seed: int = 0) -> Net:
@@ -274,6 +277,12 @@ class Net:
             values[m.weight.name] = (w + m.delta(values).astype(w.dtype)).astype(w.dtype)
         model, _ = _model(self.config, self.dtype)
         model.names = lora.without(self._published)
+        for name, p in lora.parameters(self.model).items():
+            if isinstance(p, lora.Copy):
+                if p.source in self.model.parameters():
+                    text = f"{p.source.name} is tied: one of its uses alone is trained whole"
+                    raise ModelError("TG925", text, hint="it cannot be merged")
+                values[model.rename(uses[name][0])] = values[name]
         state = {name: values[name] for name in model.named_parameters()}
         return Net(
             model,
@@ -477,8 +486,7 @@ def _open_folder(folder: Path, dtype: Any, backend: str, adapter: Path | None) -
     state = load(model, tensors.entries, tensors.read, buffers, folder, dtype)
     chosen = None
     if adapter is not None:
-        chosen, values = _put_on(model, adapter, found, published, state, dtype)
-        state |= values
+        chosen, state = _put_on(model, adapter, found, published, state, dtype)
     tokenizer = Tokenizer.from_file(folder) if (folder / TOKENIZER).is_file() else None
     defaults = Settings(read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}, f"{GENERATION}: ")
     defaults.check(("eos_token_id", "pad_token_id"))
@@ -498,20 +506,20 @@ def _open_folder(folder: Path, dtype: Any, backend: str, adapter: Path | None) -
 def _put_on(
     model: Model, folder: Path, found: Architecture, names: architecture.Names, state: dict[str, Array], dtype: Any
 ) -> tuple[lora.LoRA, dict[str, Array]]:
-    """Put the adapter of a folder on a model with these values; the adapter, and its own."""
+    """Put the adapter of a folder on a model with these values; the adapter, and all values."""
     config = read_json(folder / lora.CONFIG)
     if not (folder / lora.FILE).is_file():
         raise fail("TG801", folder, f"{lora.FILE} is not there")
     tensors = safetensors.open_file(folder / lora.FILE)
-    chosen = lora.from_config(config)
+    chosen, before = lora.from_config(config), model.named_parameters()
     lora.add(model, chosen, found.names_in(names, [name.removeprefix(lora.PREFIX) for name in tensors]))
-    own = lora.parameters(model)
+    own, state = lora.parameters(model), lora.carried(before, model, state)
     # Beside an adapter of the head peft writes the head itself.
     copies = {m.lora_A.name.replace("lora_A", "base_layer"): m.weight.name for m in lora.adapted(model).values()}
     for copy, name in copies.items():
         if copy in tensors and not np.array_equal(tensors.read(copy, to_dtype(dtype)), state[name]):
             raise fail("TG821", folder / lora.FILE, f"{copy} differs from {name} of the base model")
-    return chosen, _load(model, tensors.entries, tensors.read, copies, folder / lora.FILE, dtype, own)
+    return chosen, state | _load(model, tensors.entries, tensors.read, copies, folder / lora.FILE, dtype, own)
 
 
 def _open_gguf(path: Path, dtype: Any, backend: str) -> Net:

@@ -80,7 +80,21 @@ def errors():
     yield {"target_modules": "("}, "TG913", "target_modules is no regular expression"
     yield {"target_modules": 3}, "TG913", "target_modules must be a string or a list of strings, not 3"
     yield {"lora_alpha": "x"}, "TG913", "lora_alpha must be a number, not 'x'"
-    yield {"modules_to_save": ["lm_head"]}, "TG912", "adapters with modules_to_save = ['lm_head'] are not supported"
+    yield {"modules_to_save": ["score"]}, "TG922", "no module is called 'score', to be trained whole"
+    yield {"modules_to_save": [3]}, "TG913", "modules_to_save must be a string or a list of strings, not [3]"
+    yield {"layers_to_transform": [2]}, "TG922", "no linear layer is called ('q_proj', 'down_proj') in layers 2"
+    yield {"layers_to_transform": "1"}, "TG913", "layers_to_transform must be a whole number or a list of them, not '1'"
+    yield (
+        {"layers_to_transform": 1, "target_modules": "all-linear"},
+        "TG913",
+        "layers_to_transform goes with a list of target_modules, not with one string",
+    )
+    yield (
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        "TG912",
+        "adapters of embeddings are not supported: model.embed_tokens\n"
+        "  hint: whole=('embed_tokens',), in peft modules_to_save, trains it whole",
+    )
     yield {"rank_pattern": {"q_proj": 0}}, "TG913", "the rank r of an adapter must be a positive whole number, not 0"
     yield {"rank_pattern": {"(": 2}}, "TG913", "rank_pattern is no regular expression"
     yield {"alpha_pattern": {"q_proj": "x"}}, "TG913", "alpha_pattern must be an object of numbers, not {'q_proj': 'x'}"
@@ -95,6 +109,46 @@ def test_configs_that_are_refused(change, code, text, net, tmp_path):
     with pytest.raises(ModelError, match=code) as e:
         from_pretrained(tmp_path / "base", adapter=folder)
     assert text in str(e.value)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "model.layers.0.mlp.up_proj")])
+def test_some_layers_and_modules_that_are_trained_whole(targets, tmp_path):
+    base = Net(build(LLAMA).astype("float64"), LLAMA).init(1)
+    base.save_pretrained(tmp_path / "base")
+    before, head = base(input_ids=IDS)["logits"], base.state["lm_head.weight"]
+    base.add_adapter(LoRA(r=2, alpha=3, targets=targets, layers=(1,), whole=("lm_head", "norm")), seed=2)
+    np.testing.assert_array_equal(base(input_ids=IDS)["logits"], before)
+    own = set(lora.parameters(base.model))
+    layers = {n.split(".")[4] for n in own if ".lora_" in n}
+    assert layers == ({"1"} if targets == "all-linear" else {"0", "1"}), "a name in full counts in any layer"
+    whole = {n.removeprefix("base_model.model.") for n in own if ".lora_" not in n}
+    norms = {f"model.layers.{i}.{x}_layernorm.weight" for i in (0, 1) for x in ("input", "post_attention")}
+    assert whole == {"lm_head.weight", "model.norm.weight", *norms}
+    assert set(base.value_and_grad(input_ids=IDS, labels=IDS)[1]) == own
+    assert set(base.mode("lora").value_and_grad(input_ids=IDS, labels=IDS)[1]) == own
+    rng = np.random.default_rng(3)
+    base.state = {n: a + rng.standard_normal(a.shape) * (n in own) for n, a in base.state.items()}
+    base.save_adapter(tmp_path / "adapter")
+    again = from_pretrained(tmp_path / "base", dtype="float64", adapter=tmp_path / "adapter")
+    want = base(input_ids=IDS)["logits"]
+    np.testing.assert_array_equal(again(input_ids=IDS)["logits"], want)
+    assert np.abs(want - before).max() > 0.1
+    merged = again.merged()
+    np.testing.assert_allclose(merged(input_ids=IDS)["logits"], want, rtol=1e-12, atol=1e-12)
+    assert set(merged.state) == set(from_pretrained(tmp_path / "base").state)
+    assert not np.array_equal(merged.state["lm_head.weight"], head)
+
+
+def test_a_module_of_tied_weights_is_trained_whole_alone(tmp_path):
+    config = LLAMA | {"tie_word_embeddings": True}
+    tied = Net(build(config), config).init(1)
+    before = tied(input_ids=IDS)["logits"]
+    tied.add_adapter(LoRA(r=1, alpha=1, targets=("q_proj",), whole=("embed_tokens",)))
+    np.testing.assert_array_equal(tied(input_ids=IDS)["logits"], before)
+    name = "base_model.model.model.embed_tokens.weight"
+    assert name in tied.value_and_grad(input_ids=IDS, labels=IDS)[1] and "lm_head.weight" in tied.state
+    with pytest.raises(ModelError, match=r"TG925.*one of its uses alone is trained whole"):
+        tied.merged()
 
 
 def test_tensors_that_do_not_fit(net, tmp_path):
