@@ -425,3 +425,15 @@ def test_a_forked_process_makes_threads_of_its_own(monkeypatch):
         same = all(np.array_equal(x, y) for x, y in zip(f(x=a), want, strict=True))
         os._exit(0 if same else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_build_does_not_depend_on_where_the_lines_of_a_model_stand(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORGRAPH_CACHE", str(tmp_path))
+    cpu.cache.cache_clear()
+    try:
+        one = tg.compile(tg.tanh(tg.input("x", (3,))) * 2.0, backend="c").lowered
+        other = tg.compile(tg.tanh(tg.input("x", (3,))) * 2.0, backend="c").lowered
+        assert one.c_source != other.c_source, "comments name the line"
+        assert len(list(tmp_path.glob("c/*.so"))) == 1
+    finally:
+        cpu.cache.cache_clear()

@@ -7,6 +7,7 @@ symbolic sizes are passed in tables, so new sizes never rebuild; sizes that the 
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -70,7 +71,7 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
         self.slots: dict[Value | Buffer, int] = {}
         self.c_sizes: list[Dim] = []
         self._c_slot: dict[Dim, int] = {}
-        self.functions: dict[str, str] = {}
+        self.functions: dict[str, str] = {}  # body -> name
         self.segments: list[list[str]] = []
         self.scratch: list[Dim] = []
         for v in program.leaves.values():
@@ -143,7 +144,9 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
             return
         packed = [cpu.text("packed.h")] if self.packed else []
         clocks = [f"#include <time.h>\ndouble tg_spent[{len(self.spent)}];"] if self.timed else []
-        parts = [cpu.text("runtime.h"), cgen.MATHS, PRELUDE, *packed, *clocks, *self.functions]
+        args = "(Call *c, void *const *a, int64_t lo, int64_t hi, int64_t block, char *w) {"
+        functions = [f"TG_PART void {name}{args}\n{body}" for body, name in self.functions.items()]
+        parts = [cpu.text("runtime.h"), cgen.MATHS, PRELUDE, *packed, *clocks, *functions]
         for i, body in enumerate(self.segments):
             parts += [
                 f"TG_COLD int segment{i}(Call *c) {{",
@@ -153,7 +156,8 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
                 "}",
             ]
         self.c_source = "\n".join(parts) + "\n"
-        library = ctypes.CDLL(cpu.build(self.c_source, cpu.flags(self.strict)))
+        bare = re.sub(r"/\*.*?\*/", "", self.c_source, flags=re.DOTALL)  # one build, wherever the model's lines stand
+        library = ctypes.CDLL(cpu.build(bare, cpu.flags(self.strict)))
         for i in range(len(self.segments)):
             call = library[f"segment{i}"]
             call.argtypes = [ctypes.c_void_p]
@@ -168,14 +172,7 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
 
     def _function(self, body: list[str]) -> str:
         """The name of a function with this body; equal bodies are one function."""
-        name = f"r{len(self.functions)}"
-        key = "\n".join(body)
-        for text, old in self.functions.items():
-            if text.partition("\n")[2] == key:
-                return old
-        head = f"TG_PART void {name}(Call *c, void *const *a, int64_t lo, int64_t hi, int64_t block, char *w) {{"
-        self.functions[f"{head}\n{key}"] = name
-        return name
+        return self.functions.setdefault("\n".join(body), f"r{len(self.functions)}")
 
     # -- regions
     def _region(self, step: Step) -> list[str]:
