@@ -33,7 +33,7 @@ from tensorgraph.visualize import engine as layout
 from tensorgraph.visualize.project import Projection
 from tensorgraph.visualize.seed import STAGES, stages
 from tensorgraph.visualize.theme import contrast
-from tensorgraph.visualize.words import human
+from tensorgraph.visualize.words import human, ranges, span
 
 
 def traced(name: str, loss: bool = False, **changes: Any) -> tuple[Graph, Any]:
@@ -875,3 +875,20 @@ def test_the_same_step_has_the_same_name() -> None:
     for name in ("mixtral-8x7b", "deepseek-v3"):
         assert "router" in labels(picture(name).view) and "argsort" not in labels(picture(name).view)
     assert labels(draw(open_target("clip-vit-l-14-336")).view).count("normalise") == 2
+
+
+def test_names_say_which_layers_they_stand_for() -> None:
+    assert span(f"h.{i}.w" for i in range(12)) == "h.0…11.w" and span(["h.0.w"]) == "h.0.w"
+    assert span(f"h.{i}.w" for i in (3, 8, 13)) == "h.{3, 8, 13}.w"
+    assert span(f"h.{i}.w.{j}" for i in range(40) if i % 5 != 3 for j in (0, 1)) == "h.{0…2, 4…7, …, 39}.w.0…1"
+    assert [ranges(r) for r in ([4, 3, 2, 1], [6, 4, 9], [1, 2], [1, 2, 3, 7])] == ["4…1", "6, 4, 9", "1, 2", "1…3, 7"]
+    (box,) = [b for b in picture("gpt2").view.boxes if b.label == "qkv"]
+    assert "layers.0…11.attn.qkv" in box.tooltip and "transformer.h.0…11.attn.c_attn.weight" in box.tooltip
+    (local, _) = [b for b in picture("gemma-3-1b").view.boxes if b.label == "q"]
+    assert "model.layers.{0…4, 6…10, 12…16, 18…22}.self_attn.q_proj.weight" in local.tooltip
+
+
+def test_an_icicle_counts_layers_that_lie_apart() -> None:
+    """Llama 3.2 Vision has 32 layers of one kind and 8 of another in one list: neither is the other's number."""
+    svg = ledger(open_target("llama-3.2-11b-vision").module).icicle()
+    assert "×32" in svg and "×8" in svg and "×40" not in svg

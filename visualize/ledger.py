@@ -24,6 +24,7 @@ from tensorgraph.errors import GraphError
 from tensorgraph.visualize import shares
 from tensorgraph.visualize.escape import clean, latex_text
 from tensorgraph.visualize.files import write
+from tensorgraph.visualize.words import span
 
 COMPONENTS = ("embedding", "vision", "connector", "attention", "mlp", "norm", "head")  # others follow, by name
 OTHER = "other"
@@ -136,9 +137,9 @@ class Ledger:
         out = []
         for rows in groups.values():
             first = rows[0]
-            name = _span([r.name for r in rows])
+            name = span([r.name for r in rows])
             count = _sum(r.count for r in rows)
-            tied_to = _span([r.tied_to or "" for r in rows]) or None
+            tied_to = span([r.tied_to or "" for r in rows]) or None
             active = None if first.active is None else _sum(r.active for r in rows if r.active is not None)
             out.append(Row(name, first.shape, count, first.component, first.dtype, first.trained, tied_to,
                            first.reading, first.used, len(rows), first.repeats, active))  # fmt: skip
@@ -382,12 +383,6 @@ def _sum(sizes: Iterable[Dim]) -> Dim:
 
 def _same(a: Dim, b: Dim) -> bool:
     return a is b or (type(a) is int and type(b) is int and a == b)
-
-
-def _span(names: list[str]) -> str:
-    """One name for names that differ in numbers: `h.0…11.ln_1.weight`."""
-    pairs = zip(names[0].split("."), names[-1].split("."), strict=True)
-    return ".".join(a if a == b else f"{a}…{b}" for a, b in pairs)
 
 
 def _markdown(text: str) -> str:

@@ -14,7 +14,7 @@ from tensorgraph.tensor import Tensor
 from tensorgraph.visualize.links import link_for
 from tensorgraph.visualize.steps import Step, Steps
 from tensorgraph.visualize.view import Block, Box, Weight
-from tensorgraph.visualize.words import human, own_name, short_name
+from tensorgraph.visualize.words import human, own_name, short_name, span
 
 
 class Projection:
@@ -47,6 +47,14 @@ class Projection:
         self.labels: dict[Step, str] = {}
         self.owners: dict[Tensor, Step] = {}
         self._values = self._by_node(values or {})
+        self._alike: dict[Tensor, dict[Tensor, None]] = {}  # weights of later runs, by that of the first
+        self._paths: dict[Tensor, dict[str, None]] = {}
+        for node in self.parts.later:
+            lead = self.folded.representative[node]
+            self._paths.setdefault(lead, {})[node.scope.path] = None
+            for mine, x in zip(lead.inputs, node.inputs, strict=True):
+                if mine.op.style == "weight" and mine is not x:
+                    self._alike.setdefault(mine, {})[x] = None
         self._frames()
         self._names()
 
@@ -266,8 +274,11 @@ class Projection:
 
     def _tooltip(self, step: Step, origin: Tensor) -> str:
         ops = list(dict.fromkeys(n.op.name for n in step.nodes if n.op.style != "view")) or [step.head.op.name]
-        about = [", ".join(ops), step.nodes[-1].type_text, origin.scope.path, origin.where if self.where else ""]
-        about += [f"{p.label} {p.type_text} {self.number(p.size)}" for p in step.weights]
+        path = span([origin.scope.path, *self._paths.get(origin, ())])
+        about = [", ".join(ops), step.nodes[-1].type_text, path, origin.where if self.where else ""]
+        for p in step.weights:
+            name = span([p.label, *(x.label for x in self._alike.get(p, ()))])
+            about.append(f"{name} {p.type_text} {self.number(p.size)}")
         return " · ".join(part for part in about if part)
 
     def _link(self, step: Step, origin: Tensor) -> str | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tensorgraph.blocks import Fold, Part, nodes_of
 from tensorgraph.tensor import Tensor
+from tensorgraph.visualize.words import ranges
 
 if TYPE_CHECKING:
     from tensorgraph.visualize.steps import Step, Steps
@@ -97,7 +98,7 @@ class Runs:
         enters = bool(entered) and not each and (always or not all(p.starts for p in passages))
         if leaves and enters and len(left) == len(entered) == 1 and len({a for a, _ in ways}) > 1:
             ways.sort(key=lambda way: way[1])
-            pairs = [_ranges([x[0] for x in side]) for side in zip(*ways, strict=True)]
+            pairs = [ranges([x[0] + 1 for x in side]) for side in zip(*ways, strict=True)]
             return f"from {pairs[0]} of {self.times[left[0]]} into {pairs[1]} of {self.times[entered[0]]}"
         parts = [f"from {self._said(left, [a for a, _ in ways])}"] if leaves else []
         parts += [f"into {self._said(entered, [b for _, b in ways])}"] if enters else []
@@ -110,7 +111,7 @@ class Runs:
         if len(found) < math.prod(map(len, sides)):
             return "; ".join(self._said(stretches, [one]) for one in found)
         said = [
-            f"{'each' if 1 < len(side) == self.times[i] else _ranges(side)} of {self.times[i]}"
+            f"{'each' if 1 < len(side) == self.times[i] else ranges([run + 1 for run in side])} of {self.times[i]}"
             for i, side in zip(stretches, sides, strict=True)
         ]
         return " in ".join(reversed(said))
@@ -185,25 +186,6 @@ def _reading(steps: Steps) -> Iterator[tuple[Step, Tensor, Tensor, tuple[Tensor,
 
 def _at(place: Place, stretches: list[int]) -> tuple[int, ...]:
     return tuple(place[i] for i in stretches)
-
-
-def _ranges(runs: Sequence[int]) -> str:
-    """Runs counted from 1, those in a row as `3…7`, upwards or downwards."""
-    parts: list[str] = []
-    at = 0
-    while at < len(runs):
-        end = at + 1
-        while (
-            end < len(runs)
-            and abs(runs[end] - runs[end - 1]) == 1
-            and runs[end] - runs[end - 1] == runs[at + 1] - runs[at]
-        ):
-            end += 1
-        if end - at < 3:
-            end = at + 1
-        parts.append(f"{runs[at] + 1}…{runs[end - 1] + 1}" if end - at > 1 else str(runs[at] + 1))
-        at = end
-    return ", ".join(parts)
 
 
 __all__ = ["Carried", "Flow", "Passage", "Place", "Runs", "flows", "leaving"]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _EM = 0.6  # mean width of a character in the widest fonts a reader may have, in em
 _GENERIC = re.compile(r"\.(weight|bias|kernel|scale|gamma|beta)$")
-_MANY = re.compile(r"(?:^|(?<=\.))\d+(?:…\d+)?(?:\.|$)")  # the numbers of layers in a name
+_MANY = re.compile(r"(?:^|(?<=\.))(?:\d+(?:…\d+)?|\{[\d…, ]+\})(?:\.|$)")  # the numbers of layers in a name
 _DASH = {"solid": "", "dashed": ' stroke-dasharray="5 2"', "dotted": ' stroke-dasharray="1 4"'}
 
 
@@ -149,7 +149,9 @@ def _tree(ledger: Ledger) -> Part:
         root.states.add(r.trained)
         if count:
             for name in _GENERIC.sub("", r.name).split("."):
-                at = at.parts.setdefault(name, Part(name))
+                at = at.parts.setdefault(
+                    name, Part(name, times=_times(ledger, r) if "…" in name or "{" in name else "")
+                )
                 at.count += count
                 at.states.add(r.trained)
     stack = [root]
@@ -160,15 +162,9 @@ def _tree(ledger: Ledger) -> Part:
             if part is not root:
                 part.name = f"{part.name}.{child.name}"
             part.parts = child.parts
-        part.times = _layers(part.name)
+            part.times = part.times or child.times
         stack += part.parts.values()
     return root
-
-
-def _layers(name: str) -> str:
-    """How many layers `0…11` stands for."""
-    many = re.search(r"(\d+)…(\d+)", name)
-    return f"×{int(many[2]) - int(many[1]) + 1}" if many else ""
 
 
 def _depth(root: Part) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from tensorgraph.dims import Dim, evaluate, free, mul, show
 from tensorgraph.nn import sum_sizes
@@ -26,6 +26,39 @@ def human4(n: int) -> str:
         if n >= 10**power:
             return f"{n / 10**power:.4g} {unit}"
     return str(n)
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Numbers with those in a row, upwards or downwards, as `3…7`: `1, 4…6, 9`."""
+    parts: list[str] = []
+    at = 0
+    while at < len(numbers):
+        step, end = 0, at + 1
+        while end < len(numbers) and numbers[end] - numbers[end - 1] in ({1, -1} if end == at + 1 else {step}):
+            step = numbers[end] - numbers[end - 1]
+            end += 1
+        end = end if end - at > 2 else at + 1
+        parts.append(str(numbers[at]) if end == at + 1 else f"{numbers[at]}…{numbers[end - 1]}")
+        at = end
+    return ", ".join(parts)
+
+
+def span(names: Iterable[str]) -> str:
+    """One name for names that differ in numbers: `h.0…11.ln_1.weight`, `h.{0…2, 4…6}.ln_1.weight`."""
+    found = list(dict.fromkeys(names))
+    columns = [list(dict.fromkeys(column)) for column in zip(*(name.split(".") for name in found), strict=False)]
+    parts = []
+    for column in columns:
+        if len(column) == 1 or not all(part.isdigit() for part in column):
+            parts.append(column[0] if len(column) == 1 else f"{column[0]}…{column[-1]}")
+            continue
+        numbers = sorted(map(int, column))
+        said = ranges(numbers).split(", ")
+        if len(numbers) == numbers[-1] - numbers[0] + 1:
+            parts.append(f"{numbers[0]}…{numbers[-1]}")
+        else:
+            parts.append(f"{{{', '.join(said if len(said) < 5 else [*said[:2], '…', said[-1]])}}}")
+    return ".".join(parts)
 
 
 def own_name(name: str) -> list[str]:
@@ -66,4 +99,4 @@ def total_and_trained(weights: Iterable[Tensor]) -> tuple[Dim, Dim]:
     return total, sum_sizes([mul(p.size, p.scope.times) for p in counted if p.attrs.get("trained", True)])
 
 
-__all__ = ["human", "human4", "mode_text", "own_name", "short_name", "title_of", "total_and_trained"]
+__all__ = ["human", "human4", "mode_text", "own_name", "ranges", "short_name", "span", "title_of", "total_and_trained"]
