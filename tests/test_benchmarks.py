@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import subprocess
@@ -57,6 +58,21 @@ def test_results_are_kept_and_printed_again(tmp_path: Path) -> None:
     assert row["row"] == "gradcheck toy" and (row.get("entries") == 268 or "error" in row)
     again = subprocess.run([*command, "--print", kept], capture_output=True, text=True, check=True)
     assert again.stdout == ran.stdout
+
+
+def test_a_warm_row_is_the_second_run_with_the_caches_of_the_first(tmp_path: Path) -> None:
+    table = load("table")
+    (tmp_path / "peer_jax.py").write_text(
+        "import json, os, pathlib, sys\n"
+        "cache = pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR'])\n"
+        "print(json.dumps({'key': ' '.join(sys.argv[1:]), 'first_s': len(list(cache.iterdir()))}))\n"
+        "(cache / f'{os.getpid()}').touch()\n"
+    )
+    options = argparse.Namespace(python=sys.executable, peers=tmp_path, threads=2, timeout=60)
+    for row, kept in (("cold S", 0), ("warm S", 1)):
+        (run,) = (r for r in table.runs() if r.row == row and r.side == "jax")
+        assert table.execute(run, options) == [{"key": "train S", "first_s": kept}]
+    assert any(line.row == "warm S" and line.figure == "first_s" for line in table.TABLE)
 
 
 def test_toy_trains_as_the_peers_do() -> None:
