@@ -36,9 +36,16 @@ class Plan:
     gated: bool = False  # each branch is weighted by tanh of a number
 
 
-def plan_of(config: Mapping[str, Any], size: Sizes, width: str = "hidden_size", **flags: Any) -> Plan:
-    """The plan from the fields that BERT, ViT, CLIP and SigLIP name alike; `width` is the field of d."""
-    d, H, k = size.heads(width, "num_attention_heads", None)
+def plan_of(
+    config: Mapping[str, Any],
+    size: Sizes,
+    width: str = "hidden_size",
+    heads: str = "num_attention_heads",
+    norm_eps: str = "layer_norm_eps",
+    **flags: Any,
+) -> Plan:
+    """The plan from the fields that BERT, ViT, CLIP and SigLIP name alike; `width`, `heads`: the fields of d and H."""
+    d, H, k = size.heads(width, heads, None)
     return Plan(
         d=d,
         H=H,
@@ -46,7 +53,7 @@ def plan_of(config: Mapping[str, Any], size: Sizes, width: str = "hidden_size", 
         f=size("f", "intermediate_size"),
         n=size.layers("num_hidden_layers"),
         activation=config["hidden_act"],
-        norm_eps=float(config["layer_norm_eps"]),
+        norm_eps=float(config[norm_eps]),
         **flags,
     )
 

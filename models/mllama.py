@@ -138,18 +138,8 @@ class Plan:
 
 def vision_plan(config: Mapping[str, Any], size: Sizes) -> VisionPlan:
     """The plan of a MllamaVisionConfig. Raises ModelError[TG913] for layers that are not there."""
-    d, H, k = size.heads("hidden_size", "attention_heads", None)
-    layers = encoder.Plan(
-        d=d,
-        H=H,
-        k=k,
-        f=size("f", "intermediate_size"),
-        n=size.layers("num_hidden_layers"),
-        activation=config["hidden_act"],
-        norm_eps=float(config["norm_eps"]),
-        qkv_bias=False,
-        out_bias=False,
-    )
+    fields = {"heads": "attention_heads", "norm_eps": "norm_eps"}
+    layers = encoder.plan_of(config, size, **fields, qkv_bias=False, out_bias=False)
     kept = tuple(config["intermediate_layers_indices"])
     count = whole(config, "num_hidden_layers")
     if not all(type(i) is int and -count <= i < count for i in kept):
@@ -168,7 +158,7 @@ def vision_plan(config: Mapping[str, Any], size: Sizes) -> VisionPlan:
         tiles=whole(config, "max_num_tiles"),
         ratios=len(config["supported_aspect_ratios"]),
         kept=kept,
-        out=mul(1 + len(kept), d),
+        out=mul(1 + len(kept), layers.d),
     )
 
 
