@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from tensorgraph.dims import Dim, add, evaluate
 from tensorgraph.dtypes import dtype
 from tensorgraph.errors import ModelError
 from tensorgraph.ops.leaf import param
@@ -31,25 +33,43 @@ def check(kind: str | None) -> None:
 class Weights:
     """The weights of a graph's products, packed: `outputs` is the graph that reads them, `values` what it reads.
 
-    A weight is packed if a product reads it: row by row of the result, whichever way round the file has it.
+    A weight is packed if a product reads it: row by row of the result, whichever way round the file has it. Those that
+    multiply the same x alone (queries, keys and values; gate and up) are rows of one: a product, and its parts.
     """
 
-    def __init__(self, outputs: Outputs, kind: str) -> None:
+    def __init__(self, outputs: Outputs, kind: str, binding: Mapping[str, int]) -> None:
         self.kind = kind
         found = _products(outputs)
         self.turned = {p.label: transposed for p, transposed in found.items()}
         self._packed: dict[str, tuple[Array, dict[str, Array]]] = {}
         self._read: tuple[Any, dict[str, Array]] = None, {}
+        self._together: dict[str, tuple[str, int, int]] = {}  # what a weight is rows of; its first row, and all rows
+        self._whole: dict[str, tuple[Array, Array | None]] = {}
         leaves: dict[Tensor, tuple[Tensor, Tensor | None]] = {}
-        for p, transposed in found.items():
-            n, k = p.shape[::-1] if transposed else p.shape
-            w = param(f"{p.label}.{kind}", (n, k), kind, trained=False)
-            scale = param(f"{p.label}.scale", (n,), trained=False) if kind == "int8" else None
-            leaves[p] = w, scale
+        places: dict[Tensor, tuple[Dim, Dim]] = {}
+        for group in _groups(outputs, found):
+            sizes = [p.shape[::-1] if found[p] else p.shape for p in group]
+            n = functools.reduce(add, [rows for rows, _ in sizes])
+            label = group[0].label if len(group) == 1 else f"{group[0].label}+{len(group) - 1}"
+            w = param(f"{label}.{kind}", (n, sizes[0][1]), kind, trained=False)
+            scale = param(f"{label}.scale", (n,), trained=False) if kind == "int8" else None
+            at: Dim = 0
+            for p, (rows, _) in zip(group, sizes, strict=True):
+                leaves[p] = w, scale
+                if len(group) > 1:
+                    places[p] = at, add(at, rows)
+                    self._together[p.label] = label, evaluate(at, binding), evaluate(n, binding)
+                at = add(at, rows)
+        made: dict[tuple[Tensor, Tensor], Tensor] = {}
 
         def rule(t: Tensor, inputs: tuple[Tensor, ...]) -> Tensor | None:
             if t.op.name == "matmul" and (p := _weight(t.inputs[1])) in leaves:
-                return packed_matmul(inputs[0], *leaves[p])
+                if p not in places:
+                    return packed_matmul(inputs[0], *leaves[p])
+                key = inputs[0], leaves[p][0]
+                if key not in made:
+                    made[key] = packed_matmul(inputs[0], *leaves[p])
+                return made[key][..., places[p][0] : places[p][1]]
             if t.op.name == "take" and t.inputs[0] in leaves:
                 return packed_rows(*leaves[t.inputs[0]], inputs[1], dtype=t.dtype)
             return None
@@ -80,6 +100,15 @@ class Weights:
             yield name, source
             return
         w, scale = pack(source.T if self.turned[name] else source, self.kind)
+        if name in self._together:
+            name, at, rows = self._together[name]
+            if name not in self._whole:
+                whole = None if scale is None else np.empty(rows, scale.dtype)
+                self._whole[name] = np.empty((rows, w.shape[1]), w.dtype), whole
+            part, (w, whole) = w, self._whole[name]
+            w[at : at + len(part)] = part
+            if scale is not None and whole is not None:
+                whole[at : at + len(part)], scale = scale, whole
         yield f"{name}.{self.kind}", w
         if scale is not None:
             yield f"{name}.scale", scale
@@ -128,6 +157,20 @@ def _products(outputs: Outputs) -> dict[Tensor, bool]:
     return found
 
 
+def _groups(outputs: Outputs, found: Mapping[Tensor, bool]) -> list[list[Tensor]]:
+    """The parameters found, those together that one product each reads, all of the same x."""
+    uses: dict[Tensor, list[Tensor]] = {}  # x of each product; the parameter itself where its rows are looked up
+    for t in topological(outputs.values()):
+        if t.op.name == "matmul" and (p := _weight(t.inputs[1])) in found:
+            uses.setdefault(cast("Tensor", p), []).append(t.inputs[0])
+        elif t.op.name == "take":
+            uses.setdefault(t.inputs[0], []).append(t.inputs[0])
+    groups: dict[Tensor, list[Tensor]] = {}
+    for p in found:
+        groups.setdefault(p if len(uses[p]) > 1 else uses[p][0], []).append(p)
+    return list(groups.values())
+
+
 def _multiplies(t: Tensor, w: Tensor) -> bool:
     return t.op.name == "matmul" and t.inputs[1] is w and t.inputs[0] is not w
 
@@ -140,7 +183,7 @@ def kind_of(net: Net) -> str | None:
 def weights(net: Net, outputs: Outputs) -> Weights | None:
     """The net's weights as it is to generate with, or None: as they are."""
     kind = kind_of(net)
-    return None if kind is None else Weights(outputs, kind)
+    return None if kind is None else Weights(outputs, kind, net.model.binding)
 
 
 __all__ = ["KINDS", "Weights", "check", "kind_of", "pack"]

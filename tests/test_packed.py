@@ -101,6 +101,27 @@ def test_nothing_is_compiled_or_planned_anew_as_the_text_grows(backend: str) -> 
     assert backend == "numpy" or calls[0] < 60, "it is one call into C"
 
 
+def test_weights_that_multiply_the_same_are_one_product() -> None:
+    made = net(LLAMA, weights="int8")
+    session = Session(made, 1)
+    assert session._weights is not None
+    products = [t for t in session._step.graph.nodes if t.op.name == "packed_matmul"]
+    assert len(products) == 2 * 4 + 1  # q, k and v; out; gate and up; down; and the head
+    rows = {session.values()[t.inputs[1].label].shape for t in products}
+    assert rows == {(32 + 2 * 16, 32), (32, 32), (2 * 48, 32), (32, 48), (67, 32)}
+    before = session.feed(np.zeros((1, 3), np.int32))
+    name = next(n for n in made.state if n.endswith("v_proj.weight"))
+    made.state[name] = made.state[name] * np.float32(2)  # one of three
+    session.position = 0
+    changed = session.feed(np.zeros((1, 3), np.int32))
+    assert not np.allclose(before, changed)
+    assert changed.tobytes() == Session(net_like(made), 1).feed(np.zeros((1, 3), np.int32)).tobytes()
+
+
+def net_like(made: Net) -> Net:
+    return Net(made.model, made.config, made.state, weights=made.weights, backend=made.backend)
+
+
 def test_weights_are_packed_again_when_they_change() -> None:
     made = net(GPT2, weights="int8")
     before = Session(made, 1).feed(np.zeros((1, 3), np.int32))

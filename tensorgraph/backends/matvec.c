@@ -2,7 +2,7 @@
    A thread reads one stream, front to back, and asks for what comes next ahead of time: several rows read at once are
    slower. Weights of int8 and bfloat16 become float32 as they are read. Every operation rounds by itself, and every
    element is summed in an order that depends on sizes alone: the same bits for any number of threads, in both modes. */
-enum { FEW = 4, AHEAD = 4096, STRIP = 32768 /* bytes worth a part of their own */, SUMS = 16, STRETCH = 4096, UNPACKED = 512 };
+enum { FEW = 4, AHEAD = 4096, STRIP = 32768 /* bytes worth a part of their own */, SUMS = 16, STRETCH = 4096, NARROW = 128, UNPACKED = 512 };
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__AVX512F__)
 #define LANES 16
@@ -68,6 +68,27 @@ DOTS(b, int8_t)
 DOTS(h, uint16_t)
 /* z[i] = x[i][lo .. hi] b[lo .. hi], for rows p of n weights, `ld` apart, in stretches of results that stay in cache */
 static void columns(const float *x, int64_t x0, int64_t x1, const float *b, int64_t ld, float *z, int64_t ldz, int64_t m, int64_t n, int64_t lo, int64_t hi) {
+    if (n <= NARROW) { /* results that stay in registers */
+        for (int64_t i = 0; i < m; i++) {
+            int64_t j = 0;
+            for (; j + 4 * LANES <= n; j += 4 * LANES) {
+                Lanes s = {0}, t = {0}, u = {0}, v = {0};
+                for (int64_t p = lo; p < hi; p++) {
+                    const float *const y = b + p * ld + j, q = x[i * x0 + p * x1];
+                    for (int l = 0; l < 16 * LANES; l += 64) __builtin_prefetch((const char *)y + AHEAD + l);
+                    s += q * lanes_f(y); t += q * lanes_f(y + LANES); u += q * lanes_f(y + 2 * LANES); v += q * lanes_f(y + 3 * LANES);
+                }
+                AnyLanes *const to = (AnyLanes *)(z + i * ldz + j);
+                to[0] = s; to[1] = t; to[2] = u; to[3] = v;
+            }
+            for (; j < n; j++) {
+                float t = 0;
+                for (int64_t p = lo; p < hi; p++) t += x[i * x0 + p * x1] * b[p * ld + j];
+                z[i * ldz + j] = t;
+            }
+        }
+        return;
+    }
     for (int64_t i = 0; i < m; i++) memset(z + i * ldz, 0, (size_t)n * sizeof(float));
     for (int64_t from = 0; from < n; from += STRETCH) {
         const int64_t to = from + STRETCH < n ? from + STRETCH : n;
