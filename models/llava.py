@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tensorgraph.dims import Dim, mul
-from tensorgraph.errors import DataError, ModelError
+from tensorgraph.errors import DataError, ModelError, SizeError, counted
 from tensorgraph.nn import Linear, Module, ModuleList
 from tensorgraph.ops.elementwise import equal, maximum, minimum, where
 from tensorgraph.ops.indexing import take
@@ -228,12 +228,28 @@ class Llava(Model):
         states = [x[:, 1:] for x in states] if p.classless else states
         return states[0] if len(states) == 1 else concat(*states, axis=-1)
 
+    @property
+    def places(self) -> int:
+        """How many image tokens an image takes in a prompt."""
+        p = self.plan
+        return int(p.vision.image.patches) + (isinstance(self.vision, clip.ClipVision) - p.classless)
+
+    def check_sizes(self, sizes: Mapping[str, int]) -> None:
+        """Raises SizeError[TG016] for prompts that are too short for the tokens of their images."""
+        images, T, B = sizes.get("I", 0), sizes.get("T"), sizes.get("B")
+        if images and T is not None and (self.places > T or (B is not None and images * self.places > B * T)):
+            room = f"T = {T}" if B is None or self.places > T else f"B·T = {B * T}"
+            raise SizeError(
+                "TG016",
+                f"prompts of {room} do not hold {counted(images, 'image')} of {counted(self.places, 'token')}",
+                hint=f"-d T={self.places * -(-images // (B or images)) + (T if self.places > T else 0)}",
+            )
+
     def check(self, arrays: Mapping[str, Any]) -> None:
         """Raises DataError[TG513] unless there are as many image tokens as positions of images."""
-        tokens, pixels, p = arrays.get("input_ids"), arrays.get("pixel_values"), self.plan
+        tokens, pixels, p, whole = arrays.get("input_ids"), arrays.get("pixel_values"), self.plan, self.places
         if tokens is None or pixels is None:
             return
-        whole = p.vision.image.patches + (isinstance(self.vision, clip.ClipVision) - p.classless)
         found, wanted = int(np.count_nonzero(tokens == p.image_token)), len(pixels) * whole
         if found != wanted:
             text = f"input_ids hold {found} image tokens ({p.image_token}), and the images have {wanted} positions"

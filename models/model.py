@@ -69,6 +69,9 @@ class Model(Module):
         self.assign_names()
         return {name: y for name, y in self(**inputs).items() if isinstance(y, Tensor)}
 
+    def check_sizes(self, sizes: Mapping[str, int]) -> None:
+        """Raise SizeError for sizes that no inputs have together, as `check` does for arrays; some may be absent."""
+
     def check(self, arrays: Mapping[str, Any]) -> None:
         """Raise DataError for arrays that do not fit each other, beyond their shapes and ranges."""
 

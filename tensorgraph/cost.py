@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from . import dtypes
 from .autodiff import expanded
-from .dims import Dim, canon, div, evaluate, free, mul, show, size, substitute
+from .dims import Dim, canon, div, evaluate, free, mul, same, show, size, substitute
 from .dims import binding as to_binding
 from .dtypes import DType
 from .errors import SizeError
@@ -38,7 +38,8 @@ class Cost:
     `parameters`: total, trained, frozen, each array once, and of experts those that one token uses; `components` sum to
     the total.
     `backward` includes `recomputed`: forward values that the backward pass makes again instead of keeping them.
-    `bytes`: weights, gradients, optimiser, activations (forward values that the backward pass reads), kv_cache.
+    `bytes`: weights, gradients, optimiser, activations (forward values that the backward pass reads), kv_cache
+    (keys and values of what is decoded, and of the images that it attends to).
     """
 
     parameters: Mapping[str, Dim]
@@ -318,12 +319,14 @@ def _bytes(graph: Graph, stored: Iterable[Tensor], kind: DType | None, copies: i
     for t in cached:  # what a layer says it holds instead of keys and values
         sums["kv_cache"].add(mul(mul(width(t.dtype), t.size), t.scope.times))
     told = {t.scope.path for t in cached}
-    for t in graph.nodes:
-        if t.op.style == "attention" and t.kwargs.get("causal") and not t.scope.backward and t.scope.path not in told:
-            by_name = dict(zip((p.name for p in t.op.inputs), t.args(), strict=True))
-            for x in (by_name.get("k"), by_name.get("v")):
-                if x is not None:
-                    sums["kv_cache"].add(mul(mul(width(x.dtype), x.size), t.scope.times))
+    attentions = [t for t in graph.nodes if t.op.style == "attention" and not t.scope.backward]
+    positions = {t.inputs[0].shape[-2] for t in attentions if t.kwargs.get("causal")}  # of what is decoded
+    for t in attentions:
+        q, k, v = t.inputs[:3]
+        across = q.shape[-2] in positions and not same(q.shape[-2], k.shape[-2])  # to an image, the same at each step
+        if (t.kwargs.get("causal") or across) and t.scope.path not in told:
+            for x in (k, v):
+                sums["kv_cache"].add(mul(mul(width(x.dtype), x.size), t.scope.times))
     return {name: t.total() for name, t in sums.items()}
 
 

@@ -396,6 +396,21 @@ def test_costs_by_hand(run: Any) -> None:
     assert own["l"] == flows + 2 * mixing + through
 
 
+def test_prompts_too_short_for_the_tokens_of_their_images_are_refused(run: Any) -> None:
+    for model, sizes, said in (
+        ("llava-1.5-7b", "T=64 I=1", "prompts of T = 64 do not hold 1 image of 576 tokens\n  hint: -d T=640"),
+        (
+            "llava-1.5-7b",
+            "B=2 T=640 I=3",
+            "prompts of B·T = 1280 do not hold 3 images of 576 tokens\n  hint: -d T=1152",
+        ),
+        ("paligemma-3b", "B=1 T=255 I=1", "prompts of T = 255 do not hold 1 image of 256 tokens\n  hint: -d T=511"),
+    ):
+        done = run("cost", model, *(x for size in sizes.split() for x in ("-d", size)))
+        assert (done.rc, done.err) == (2, f"SizeError[TG016] {said}\n")
+    assert run("cost", "llava-1.5-7b", "--forward", "-d", "B=4", "-d", "T=576", "-d", "I=4").rc == 0
+
+
 def test_cost_of_a_mode_counts_all_weights_and_says_what_is_open(run: Any) -> None:
     found = run("cost", "llava-1.5-7b", "-d", "B=1", "-d", "T=640", "--mode", "bridge-only", "--json").json()
     assert (found["parameters"]["total"], found["parameters"]["trained"]) == (7_063_427_072, 20_979_712)
@@ -404,6 +419,9 @@ def test_cost_of_a_mode_counts_all_weights_and_says_what_is_open(run: Any) -> No
     assert said.endswith("without a value: I (-d I=1)\n") and "·I + " in said
     prefix = run("cost", "paligemma-3b", "--forward", "-d", "B=2", "-d", "T=300", "--json").json()
     assert prefix["bytes"]["kv_cache"] == 2 * 18 * 2 * 300 * 256 * 4  # Gemma: one group of 256, seen through a mask
+    looks = run("cost", "llama-3.2-11b-vision", "--forward", "-d", "B=2", "-d", "T=64", "-d", "N=3", "--json").json()
+    tiles = 3 * 4 * 1025  # three images of four tiles, each of 32 x 32 patches and a class token
+    assert looks["bytes"]["kv_cache"] == 2 * 2 * 8 * 128 * 4 * (32 * 64 + 8 * tiles)
     experts = run("cost", "mixtral-8x7b", "--forward", "--json").json()["parameters"]
     assert (experts["total"], experts["active per token"]) == (46_702_792_704, 12_879_925_248)
     done = run("cost", "gpt2", "-d", "T=2048")

@@ -110,6 +110,8 @@ class Target:
 
     def check_sizes(self, symbols: Iterable[str] = ("B", "T")) -> None:
         """Raise SizeError[TG014] if `-d` names what is neither a size of the model nor among `symbols`."""
+        if callable(check := getattr(self.module, "check_sizes", None)):
+            check(self.binding)
         known = list(dict.fromkeys((*self.sizes, *symbols)))
         for name in self.given:
             if name not in known:

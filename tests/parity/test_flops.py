@@ -21,7 +21,7 @@ from tensorgraph.models import LoRA, Net, build, lora
 from . import reference as R
 from .configs import GPT2, LLAMA
 from .configs_families import MIXTRAL, V2, V3
-from .configs_vision import SEEN
+from .configs_vision import ENCODERS, SEEN, VISION, arrays_of
 
 B, T = 2, 7
 MODELS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
@@ -109,4 +109,53 @@ def test_products_of_the_stages_are_those_that_torch_counts(mode):
     graph = net.trace("input_ids", "pixel_values", "labels", gradients=True)
     found = cost(graph, {**net.model.binding, "B": B, "T": ids.shape[1], "I": B})
     assert found.forward.products == forward.get_total_flops()
+    assert found.backward.products - found.recomputed.products == backward.get_total_flops()
+
+
+OTHERS = ("masked", "masked-untied", "classify", "clip", "paligemma", "idefics", "idefics-resampler", "mllama")
+
+
+@pytest.mark.parametrize("name", ["llava", "paligemma", "mllama"])
+def test_the_cache_holds_as_much_as_theirs(name):
+    """Of Mllama with the keys and values of the images, which do not grow."""
+    case = VISION[name]
+    model = R.build(case.cls, dict(case.settings), seed=case.seed).float()
+    config = {**model.config.to_dict(), "architectures": [case.cls]}
+    net = Net(build(config), config)
+    arrays = {n: a for n, a in arrays_of(case).items() if n != "labels"}
+    given = {n: torch.from_numpy(np.asarray(a)) for n, a in arrays.items()}
+    with R.quiet(), torch.no_grad():
+        theirs = model(**{n: a.float() if a.is_floating_point() else a for n, a in given.items()}, use_cache=True)
+    held = sum(
+        t.numel() * t.element_size() for layer in theirs.past_key_values.layers for t in (layer.keys, layer.values)
+    )
+    graph = net.trace(*arrays)
+    sizes = graph.infer_binding({n: a for n, a in arrays.items() if n in graph.inputs}, net.model.binding, partial=True)
+    assert cost(graph, sizes).bytes["kv_cache"] == held
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_products_of_encoders_and_of_models_that_see_are_those_that_torch_counts(name):
+    case = {**ENCODERS, **VISION}[name]
+    model = R.build(case.cls, dict(case.settings), seed=case.seed).float()
+    config = {**model.config.to_dict(), "architectures": [case.cls]}
+    net = Net(build(config), config)
+    arrays = {n: a for n, a in arrays_of(case).items() if n not in case.flags}
+    given = {n: torch.from_numpy(np.asarray(a)) for n, a in arrays.items()}
+    given = {n: a.float() if a.is_floating_point() else a for n, a in given.items()}
+    with R.quiet():
+        with FlopCounterMode(display=False) as forward:
+            loss = model(**given, **dict.fromkeys(case.flags, True)).loss
+        with FlopCounterMode(display=False) as backward:
+            loss.backward()
+    graph = net.trace(*arrays, *case.flags, gradients=True)
+    sizes = graph.infer_binding({n: a for n, a in arrays.items() if n in graph.inputs}, net.model.binding, partial=True)
+    found, masks = cost(graph, sizes), 0
+    if case.cls.startswith(
+        "Mllama"
+    ):  # what tells real tiles from absent ones is a product there, of a column and a row
+        image = case.settings["vision_config"]
+        places = image["max_num_tiles"] * 16  # 3 x 3 patches and a class token, filled up to a multiple of 8
+        masks = 2 * arrays["pixel_values"].shape[0] * case.tiled * places**2
+    assert found.forward.products == forward.get_total_flops() - masks
     assert found.backward.products - found.recomputed.products == backward.get_total_flops()
