@@ -99,10 +99,10 @@ class _Backward:
             box = self._box(ids[owner], owner, nodes, frame)
             back.append(replace(box, lines=(*box.lines, *self._reads(owner, read.get(owner, {})))))
         for frame in list(framed):
-            above = seen.parent_of(frame)
+            above = seen.frames.parent(frame)
             while above is not None and above not in framed:
                 framed[above] = f"∂{above}"
-                above = seen.parent_of(above)
+                above = seen.frames.parent(above)
         for step in seen.steps:
             b = boxes[seen.ids[step]]
             shapes = list(dict.fromkeys(seen.shape_text(x) for x in kept.get(step, ())))

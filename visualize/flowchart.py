@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,7 @@ from tensorgraph.tensor import Tensor
 from tensorgraph.visualize.project import Projection
 from tensorgraph.visualize.runs import Carried, Flow, leaving
 from tensorgraph.visualize.steps import Step
+from tensorgraph.visualize.towers import rising, side_by_side
 from tensorgraph.visualize.view import SEED_LEGEND, Block, Box, Direction, Edge, EdgeKind, Role, View, Weight
 
 MOST_BOXES = 1_500  # Graphviz lays out this many in some seconds; beyond, a picture helps nobody
@@ -37,7 +37,9 @@ def opened(seen: Projection, pattern: str | None) -> str:
     Raises GraphError[TG391] if there is none.
     """
     for block in seen.blocks:
-        layers = [i for run in seen.runs[block.id].runs for i in run if isinstance(i, Layer) and i.scope is not None]
+        layers = [
+            i for run in seen.frames.runs[block.id].runs for i in run if isinstance(i, Layer) and i.scope is not None
+        ]
         names = {n for i in layers if i.scope is not None for n in (i.scope.path, i.scope.kind, i.scope.name)}
         if (pattern is None and block.times) or (pattern and any(fnmatch.fnmatchcase(n, pattern) for n in names)):
             return block.id
@@ -60,7 +62,7 @@ class _Chart:
     def __init__(self, seen: Projection, root: str | None) -> None:
         self.seen, self.root = seen, root
         self.frame = {step: seen.frame_of(step) for step in seen.steps}
-        self.steps = [s for s in seen.steps if root is None or seen.within(self.frame[s], root)]
+        self.steps = [s for s in seen.steps if root is None or seen.frames.within(self.frame[s], root)]
         self.inside = set(self.steps)
         self.flows = [f for f in seen.parts.flows if f.target in self.inside or f.source in self.inside]
         self.kinds = self._kinds()
@@ -79,7 +81,7 @@ class _Chart:
         waiting = dict(self.ports)
         for step in self.steps:
             for port, name in list(waiting.items()):
-                if seen.within(self.frame[step], port[0]):
+                if seen.frames.within(self.frame[step], port[0]):
                     del waiting[port]
                     tip = f"{port[1].type_text}: what each run takes"
                     self.boxes.append(Box(name, self._entering(port[1]), block=port[0], tooltip=tip))
@@ -96,52 +98,21 @@ class _Chart:
                 if owner is not step and owner in self.inside and ends not in self.edges:  # else its box says it
                     self._edge(*ends, "", "tied")
         used = {b.block for b in self.boxes}
-        blocks = [b for b in seen.blocks if any(u is not None and seen.within(u, b.id) for u in used)]
+        blocks = [b for b in seen.blocks if any(u is not None and seen.frames.within(u, b.id) for u in used)]
         if self.root is not None:
-            blocks = [b for b in blocks if seen.within(b.id, self.root)]
+            blocks = [b for b in blocks if seen.frames.within(b.id, self.root)]
             blocks = [Block(b.id, b.title, None, b.times, b.note) if b.id == self.root else b for b in blocks]
-        rising = self._rising(blocks)
-        if direction is None:
-            direction = "TB" if rising or self._side_by_side(blocks) else "LR"
         edges = list(self.edges.values())
-        if direction == "TB" and rising:
-            edges = [replace(e, up={e.source, e.target} <= rising and e.kind != "tied") for e in edges]
-            down = {b.id for b in self.boxes if b.role != "output"} - rising
-            edges = [replace(e, loose=e.source in rising and e.target in down) for e in edges]
+        known = self.boxes, edges, blocks, seen.frames.within
+        up = rising(*known) if seen.parts.expand else set()
+        if direction is None:
+            direction = "TB" if up or side_by_side(*known) else "LR"
+        if direction == "TB" and up:
+            down = {b.id for b in self.boxes if b.role != "output"} - up
+            edges = [replace(e, up={e.source, e.target} <= up and e.kind != "tied") for e in edges]
+            edges = [replace(e, loose=e.source in up and e.target in down) for e in edges]
         legend = SEED_LEGEND if any(b.role == "weight" for b in self.boxes) else ""
         return View(title, tuple(self.boxes), tuple(edges), tuple(blocks), direction, legend)
-
-    def _rising(self, blocks: list[Block]) -> set[str]:
-        """Boxes of towers whose values enter, over a bridge, a tower with inputs of its own, and of the bridge.
-
-        Drawn upwards, they stand beside that tower and meet it at the top.
-        """
-        import networkx as nx
-
-        frames = [b.id for b in blocks if b.parent is None]
-        if len(frames) < 2 or not self.seen.parts.expand:
-            return set()
-        flow = nx.DiGraph([(e.source, e.target) for e in self.edges.values() if e.kind != "tied"])
-        inside = {f: {b.id for b in self.boxes if self.seen.within(b.block, f)} for f in frames}
-        before = {f: set().union(*(nx.ancestors(flow, b) for b in inside[f])) for f in frames}
-        last = [f for f in frames if all(inside[g] & before[f] for g in frames if g != f)]
-        if len(last) != 1:
-            return set()
-        towers = set().union(*(inside[f] for f in frames if f != last[0]))
-        own = {b.id for b in self.boxes if b.role == "input" and inside[last[0]] & set(flow.successors(b.id))}
-        over = {b for b in before[last[0]] - inside[last[0]] - own if towers & ({b} | nx.ancestors(flow, b))}
-        under = set().union(*(nx.ancestors(flow, b) for b in towers)) - own
-        return over | under if own else set()
-
-    def _side_by_side(self, blocks: list[Block]) -> bool:
-        """Whether two outermost frames stand beside each other, as towers that meet: no value passes between them."""
-        import networkx as nx
-
-        frames = {b.id for b in blocks if b.parent is None}
-        home = {b.id: next((f for f in frames if self.seen.within(b.block, f)), b.id) for b in self.boxes}
-        flow = nx.DiGraph([(home[e.source], home[e.target]) for e in self.edges.values() if e.kind != "tied"])
-        inside = {f: nx.descendants(flow, f) for f in frames if f in flow}
-        return any(a not in inside[b] and b not in inside[a] for a, b in itertools.combinations(inside, 2))
 
     def _as_above(self) -> None:
         """A frame that equals one before it, but for its times, becomes a box that says so."""
@@ -150,8 +121,8 @@ class _Chart:
         if not seen.parts.expand or self.root is not None or not seen.folded.folds:
             return
         for block in seen.blocks:
-            (first, *rest) = seen.runs[block.id].runs[0]
-            boxes = [b for b in self.boxes if b.block is not None and seen.within(b.block, block.id)]
+            (first, *rest) = seen.frames.runs[block.id].runs[0]
+            boxes = [b for b in self.boxes if b.block is not None and seen.frames.within(b.block, block.id)]
             if rest or not isinstance(first, Layer) or len(boxes) < 4:
                 continue
             like = shown.setdefault(first.form, block)
@@ -199,8 +170,8 @@ class _Chart:
     def _home(self, flow: Flow) -> str | None:
         """The repeated frame whose every run reads an input: there it stands, beside what reads it."""
         frame = self.frame[flow.target] if flow.each else None
-        while frame is not None and self.seen.runs[frame].times == 1:
-            frame = self.seen.parent_of(frame)
+        while frame is not None and self.seen.frames.runs[frame].times == 1:
+            frame = self.seen.frames.parent(frame)
         return frame
 
     def _stub(
@@ -265,8 +236,8 @@ class _Chart:
         flow = nx.DiGraph([(f.source, f.target) for f in self.seen.parts.flows])
         flow.add_nodes_from(self.steps)
         for stretch, given in found.items():
-            frame = self.seen.frame_around(self.seen.parts.runs.parts[stretch])
-            within = {s for s in self.steps if self.seen.within(self.frame[s], frame)}
+            frame = self.seen.frames.around(self.seen.parts.runs.parts[stretch])
+            within = {s for s in self.steps if self.seen.frames.within(self.frame[s], frame)}
             ((source, value, behind), ways), *others = given.items()
             if not others and behind == 1 and within <= {source} | nx.ancestors(flow, source):
                 continue
@@ -294,9 +265,11 @@ class _Chart:
         """The place behind a step, or behind all that share its outermost frame."""
         outer = frame = self.frame[step]
         while frame is not None:
-            outer, frame = frame, self.seen.parent_of(frame)
+            outer, frame = frame, self.seen.frames.parent(frame)
         name = self.seen.ids[step]
-        own = (i for i, b in enumerate(self.boxes) if b.id == name or (outer and self.seen.within(b.block, outer)))
+        own = (
+            i for i, b in enumerate(self.boxes) if b.id == name or (outer and self.seen.frames.within(b.block, outer))
+        )
         return max(own) + 1
 
     # -- residual connections
@@ -342,7 +315,7 @@ class _Chart:
             if frame is None or self.seen.every:
                 continue
             source = self.frame.get(flow.source) if isinstance(flow.source, Step) else None
-            if not self.seen.within(source, frame):
+            if not self.seen.frames.within(source, frame):
                 out.setdefault((frame, flow.value), f"x{len(out)}")
         return out
 
@@ -358,7 +331,7 @@ class _Chart:
         while frame is not None:
             if (frame, flow.value) in self.ports:
                 found.append((frame, flow.value))
-            frame = self.seen.parent_of(frame)
+            frame = self.seen.frames.parent(frame)
         return reversed(found)
 
 

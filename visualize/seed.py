@@ -49,11 +49,11 @@ def stages(seen: Projection) -> tuple[dict[Step, str], str]:
 
     frames = [b for b in seen.blocks if b.times and b.parent is None]
     attention = [s for s in seen.steps if s.head in seen.parts.origin]
-    framed = [b for b in frames if any(seen.within(seen.frame_of(s), b.id) for s in attention)]
+    framed = [b for b in frames if any(seen.frames.within(seen.frame_of(s), b.id) for s in attention)]
     if len(framed) != 1:
         raise _no_decoder(f"{len(framed)} repeated blocks hold attention")
     block = framed[0].id
-    inside = [s for s in seen.steps if seen.within(seen.frame_of(s), block)]
+    inside = [s for s in seen.steps if seen.frames.within(seen.frame_of(s), block)]
     origins = list(dict.fromkeys(seen.parts.origin[s.head] for s in inside if s.head in seen.parts.origin))
     if len(origins) != 1:
         raise _no_decoder(f"its block has {len(origins)} attentions")
