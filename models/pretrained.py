@@ -14,7 +14,7 @@ from tensorgraph.autodiff import vjp
 from tensorgraph.compile import compile
 from tensorgraph.dims import Shape, evaluate, show_shape
 from tensorgraph.dtypes import dtype as to_dtype
-from tensorgraph.errors import CheckpointError, DataError, ModelError, StateError
+from tensorgraph.errors import CheckpointError, DataError, GradError, ModelError, StateError
 from tensorgraph.graph import Graph
 from tensorgraph.io import gguf as gguf_files
 from tensorgraph.io import safetensors
@@ -114,7 +114,7 @@ class Net:
 
         A tied parameter occurs once, its gradient the sum over uses; one that the loss does not depend on is absent.
         `cotangents` {output: R} takes the sum of R · output in place of the loss; `wrt_inputs` adds float inputs.
-        Raises as calling, and ModelError[TG916] without labels or cotangents.
+        Raises as calling, ModelError[TG916] without labels or cotangents, GradError[TG417] where all is frozen.
         """
         arrays, names = self._arrays(inputs, unnamed)
         given, wrt = {k: array_of(k, v) for k, v in (cotangents or {}).items()}, tuple(wrt_inputs)
@@ -155,6 +155,11 @@ class Net:
         if unknown := [n for n in wrt if not isinstance(leaves.get(n), Tensor) or not leaves[n].dtype.is_float]:
             raise ModelError("TG916", f"there is no float input {unknown[0]!r}", hint="ids have no gradient")
         targets |= {n: leaves[n] for n in wrt}
+        if not targets:
+            count = len(self.model.parameters())
+            raise GradError(
+                "TG417", f"all {count} parameters are frozen: there is no gradient", hint="model.unfreeze(pattern)"
+            )
         found = vjp(ys, targets, seeds, unused="none")
         return {"value": value, "gradients": {n: g for n, g in found.items() if g is not None}}
 

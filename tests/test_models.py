@@ -428,6 +428,18 @@ def test_wrong_inputs(inputs, kind, message):
     assert re.sub(r"\w+\.py:\d+", "WHERE", str(e)) == message
 
 
+def test_a_gradient_of_what_is_frozen_is_refused():
+    net = net_of(GPT2)
+    net.model.freeze()
+    e = raised(lambda: net.value_and_grad(input_ids=[[1, 2]], labels=[[1, 2]]))
+    count = len(net.model.parameters())
+    assert e.report() == (
+        f"GradError[TG417] all {count} parameters are frozen: there is no gradient\n  hint: model.unfreeze(pattern)"
+    )
+    net.model.unfreeze("*.ln_f.*")
+    assert len(net.value_and_grad(input_ids=[[1, 2]], labels=[[1, 2]])[1]) == 2
+
+
 def test_inputs_have_names():
     net = net_of(GPT2)
     for call in (net, net.value_and_grad):
