@@ -106,7 +106,11 @@ class _Chart:
         known = self.boxes, edges, blocks, seen.frames.within
         up = rising(*known) if seen.parts.expand else set()
         if direction is None:
-            direction = "TB" if up or side_by_side(*known) else "LR"
+            above = len(seen.frames.path(self.root)) - 1
+            deep = (
+                max(len(seen.frames.path(b.block)) for b in self.boxes) - above
+            )  # beside nested frames wires have room
+            direction = "TB" if up or side_by_side(*known) or (self.root and deep > 2) else "LR"
         if direction == "TB" and up:
             down = {b.id for b in self.boxes if b.role != "output"} - up
             edges = [replace(e, up={e.source, e.target} <= up and e.kind != "tied") for e in edges]
@@ -263,9 +267,7 @@ class _Chart:
 
     def _after(self, step: Step) -> int:
         """The place behind a step, or behind all that share its outermost frame."""
-        outer = frame = self.frame[step]
-        while frame is not None:
-            outer, frame = frame, self.seen.frames.parent(frame)
+        outer = next(iter(self.seen.frames.path(self.frame[step])), None)
         name = self.seen.ids[step]
         own = (
             i for i, b in enumerate(self.boxes) if b.id == name or (outer and self.seen.frames.within(b.block, outer))

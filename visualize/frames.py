@@ -31,6 +31,14 @@ class Frames:
     def parent(self, frame: str) -> str | None:
         return self.blocks[int(frame[1:])].parent
 
+    def path(self, frame: str | None) -> list[str]:
+        """A frame and those around it, outermost first."""
+        found = []
+        while frame is not None:
+            found.append(frame)
+            frame = self.parent(frame)
+        return found[::-1]
+
     def around(self, part: Part) -> str:
         """The frame of a stretch that repeats."""
         return next(name for name, p in self.runs.items() if p.runs[0] == part.runs[0] and p.times == part.times)
