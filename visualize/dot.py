@@ -252,6 +252,12 @@ def box_width(box: Box, view: View) -> float:
     return 72 * _least_width(box, view.rows(box)) + 8
 
 
+def edge_width(edge: Edge, shapes: bool) -> float:
+    """About how much room what is written on an edge takes, in points."""
+    said = edge.text(shapes and edge.kind != "residual")
+    return 0.85 * EM * SMALL * len(said) if edge.kind != "tied" else 0.0
+
+
 def _edge(edge: Edge, number: int, paint: Theme, shapes: bool, siblings: int) -> dict[str, str]:
     colours = {"residual": paint.residual, "tied": paint.tied, "gradient": paint.gradient}
     attributes = {"id": f"e{number}", **_EDGES[edge.kind], "color": colours.get(edge.kind, paint.edge)}

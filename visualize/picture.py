@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from tensorgraph.errors import GraphError
 from tensorgraph.visualize import engine as graphviz
-from tensorgraph.visualize.dot import GAP, box_width, titles, to_dot
+from tensorgraph.visualize.dot import GAP, box_width, edge_width, titles, to_dot
 from tensorgraph.visualize.escape import clean
 from tensorgraph.visualize.files import write
 from tensorgraph.visualize.mermaid import to_mermaid
@@ -59,7 +59,11 @@ class Picture:
     @cached_property
     def rows(self) -> Rows:
         """The view in rows that a page holds."""
-        return broken(self.view, box_width, GAP)
+        said: dict[str, float] = {}  # what stands on the edges before each box
+        for edge in self.view.edges:
+            wide = edge_width(edge, self.shapes)
+            said[edge.target] = max(wide, said.get(edge.target, 0.0))
+        return broken(self.view, lambda box, view: box_width(box, view) + said.get(box.id, 0.0), GAP)
 
     @cached_property
     def _placed(self) -> str:
