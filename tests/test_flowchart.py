@@ -261,8 +261,9 @@ def test_every_level_draws_in_every_text_form(name: str, level: str) -> None:
 )  # fmt: skip
 def test_nothing_overlaps_in_real_pictures(name: str, level: str) -> None:
     name, _, mode = name.partition(" ")
-    made = draw(open_target(name).train(mode or None), level)  # type: ignore[arg-type]
-    view, drawn = made.rows.view, Geometry(made.view, level in ("block", "flowchart"))
+    shapes = level in ("block", "flowchart")
+    made = draw(open_target(name).train(mode or None), level, shapes=shapes)  # type: ignore[arg-type]
+    view, drawn = made.rows.view, Geometry(made.view, shapes)
     assert len(drawn.boxes) == len(view.boxes) and len(drawn.edges) == len(view.edges)
     for (a, x), (b, y) in itertools.combinations(drawn.boxes.items(), 2):
         assert not overlap(x, y), (a, b)

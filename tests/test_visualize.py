@@ -422,7 +422,7 @@ class Geometry:
 
 @pytest.mark.parametrize(("view", "shapes"), pictures())
 def test_nothing_is_covered_or_cut(view: View, shapes: bool) -> None:
-    drawn, view = Geometry(view, shapes), Picture(view).rows.view
+    drawn, view = Geometry(view, shapes), Picture(view, shapes=shapes).rows.view
     assert len(drawn.boxes) == len(view.boxes) and len(drawn.edges) == len(view.edges)
     for (a, x), (b, y) in itertools.combinations(drawn.boxes.items(), 2):
         assert not overlap(x, y), (a, b)
