@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 KINDS = ("float32", "bfloat16", "int8")
 BLOCK = 1 << 16  # elements that are packed at a time
+LINE = 64  # bytes
 
 
 def check(kind: str | None) -> None:
@@ -45,6 +47,7 @@ class Weights:
         self._read: tuple[Any, dict[str, Array]] = None, {}
         self._together: dict[str, tuple[str, int, int]] = {}  # what a weight is rows of; its first row, and all rows
         self._whole: dict[str, tuple[Array, Array | None]] = {}
+        self._room = Room()
         leaves: dict[Tensor, tuple[Tensor, Tensor | None]] = {}
         places: dict[Tensor, tuple[Dim, Dim]] = {}
         for group in _groups(outputs, found):
@@ -99,33 +102,47 @@ class Weights:
         if name not in self.turned:
             yield name, source
             return
-        w, scale = pack(source.T if self.turned[name] else source, self.kind)
-        if name in self._together:
-            name, at, rows = self._together[name]
-            if name not in self._whole:
-                whole = None if scale is None else np.empty(rows, scale.dtype)
-                self._whole[name] = np.empty((rows, w.shape[1]), w.dtype), whole
-            part, (w, whole) = w, self._whole[name]
-            w[at : at + len(part)] = part
-            if scale is not None and whole is not None:
-                whole[at : at + len(part)], scale = scale, whole
+        part = source.T if self.turned[name] else source
+        name, at, rows = self._together.get(name, (name, 0, len(part)))
+        if name not in self._whole:
+            scale = np.empty(rows, np.float32) if self.kind == "int8" else None
+            self._whole[name] = self._room.empty((rows, part.shape[1]), dtype(self.kind).np), scale
+        w, scale = self._whole[name]
+        pack(part, w[at : at + len(part)], None if scale is None else scale[at : at + len(part)])
         yield f"{name}.{self.kind}", w
         if scale is not None:
             yield f"{name}.scale", scale
 
 
-def pack(w: Array, kind: str) -> tuple[Array, Array | None]:
-    """Rows of w [f, d] in fewer bits, and for int8 the scale [f] of each: its largest magnitude is 127."""
-    if kind != "int8":
-        return w.astype(dtype(kind).np, order="C"), None
-    packed, scales = np.empty(w.shape, np.int8), np.empty(w.shape[0], np.float32)
+class Room:
+    """Arrays side by side in blocks of this many bytes: the system maps large ones in large pages, faster to read."""
+
+    def __init__(self, size: int = 1 << 25) -> None:
+        self.size, self.block, self.used = size, np.empty(0, np.uint8), 0
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """An array that starts at a cache line."""
+        size = math.prod(shape) * dtype.itemsize
+        if self.used + size > self.block.size:
+            self.block = np.empty(max(self.size, size) + LINE, np.uint8)
+            self.used = -self.block.ctypes.data % LINE
+        at = slice(self.used, self.used + size)
+        self.used += -(-size // LINE) * LINE
+        return self.block[at].view(dtype).reshape(shape)
+
+
+def pack(w: Array, packed: Array, scale: Array | None) -> None:
+    """Rows of w [f, d] in fewer bits into `packed`; for int8 into `scale` [f] that of each, whose largest is 127."""
     step = max(1, BLOCK // max(1, w.shape[1]))
     for at in range(0, len(w), step):
-        rows = np.ascontiguousarray(w[at : at + step], dtype=np.float32)
-        scale = np.abs(rows).max(axis=1, initial=0) / np.float32(127)
-        steps = rows / np.where(scale > 0, scale, np.float32(1))[:, None]
-        packed[at : at + step], scales[at : at + step] = np.rint(steps, out=steps), scale
-    return packed, scales
+        part = slice(at, at + step)
+        if scale is None:
+            packed[part] = w[part].astype(packed.dtype)
+            continue
+        rows = np.ascontiguousarray(w[part], dtype=np.float32)
+        scale[part] = np.abs(rows).max(axis=1, initial=0) / np.float32(127)
+        steps = rows / np.where(scale[part] > 0, scale[part], np.float32(1))[:, None]
+        packed[part] = np.rint(steps, out=steps)
 
 
 def _weight(t: Tensor) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tracemalloc
 from pathlib import Path
@@ -54,11 +55,27 @@ def test_int8_is_within_half_a_step() -> None:
     rng = np.random.default_rng(0)
     w = rng.standard_normal((50, 70)).astype("f4")
     w[7] = 0
-    q, scale = packed.pack(w, "int8")
-    assert q.dtype == np.int8 and scale is not None and scale.shape == (50,) and (np.abs(q).max(1)[:7] == 127).all()
+    q, scale = np.empty(w.shape, np.int8), np.empty(50, np.float32)
+    packed.pack(w, q, scale)
+    assert (np.abs(q).max(1)[:7] == 127).all()
     assert (np.abs(q * scale[:, None] - w) <= scale[:, None] * (0.5 + 1e-4)).all() and not q[7].any()
-    half, none = packed.pack(w, "bfloat16")
-    assert none is None and (half == w.astype(ml_dtypes.bfloat16)).all()
+    half = np.empty(w.shape, ml_dtypes.bfloat16)
+    packed.pack(w, half, None)
+    assert (half == w.astype(ml_dtypes.bfloat16)).all()
+
+
+def test_packed_weights_lie_side_by_side() -> None:
+    session = Session(net(LLAMA, weights="int8"), 1)
+    assert session._weights is not None
+    found = {n: a for n, a in session.values().items() if n.endswith(".int8")}
+    assert all(a.ctypes.data % 64 == 0 for a in found.values())
+    places = sorted((a.ctypes.data, a.nbytes) for a in found.values())
+    assert all(at + size <= after for (at, size), (after, _) in itertools.pairwise(places))
+    room = packed.Room(1000)
+    large = [room.empty(shape, np.dtype("i1")) for shape in ((3, 5), (room.size, 2), (7, 1), (room.size, 1))]
+    for i, a in enumerate(large):
+        a[...] = i
+    assert all((a == i).all() for i, a in enumerate(large))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -161,6 +178,8 @@ def test_packed_weights_never_hold_the_values_of_a_file(tmp_path: Path) -> None:
     full = sum(a.nbytes for a in given.state.values())
     opened = models.from_pretrained(folder, weights="int8", backend="numpy")
     session = Session(opened, 1)
+    assert session._weights is not None
+    session._weights._room = packed.Room(1)
     tracemalloc.start()
     kept = sum(a.nbytes for a in session.values().values())
     peak = tracemalloc.get_traced_memory()[1]
