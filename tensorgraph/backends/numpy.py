@@ -41,6 +41,7 @@ class Lowered:
         self.held_lines: list[str] = []
         self.given_lines: list[str] = []
         self.step_lines: list[str] = []
+        self._arrays: dict[Value, str] = {}
         self._named: set[Value] = set()  # literals, and views of the caller's arrays, that have their line
         self._build()
         self.source = self._text(name)
@@ -103,7 +104,7 @@ class Lowered:
         if v not in self._named and (value := self._literal(v)) is not None:
             self._named.add(v)
             self.views_lines.append(f"# v.t{v.index} is {value}, {v.dtype.short}")
-        return f"v.t{v.index}"
+        return self._arrays.get(v) or f"v.t{v.index}"
 
     def _anew(self, leaf: Value) -> bool:
         """Whether a run is given this array anew each time: it is an input, and not the run's own state."""
@@ -163,12 +164,16 @@ class Lowered:
 
     # -- building
     def _build(self) -> None:
+        seen: dict[Any, str] = {}  # values that take over the buffer of a value of their shape are the same array
         for v in self.program.values:
             if v.kind == "arena":
                 assert v.buffer is not None
-                self.views_lines.append(
-                    f"v.t{v.index} = a[{v.buffer.index}].reshape({self._shape(v.shape)})  # {self._note(v)}"
-                )
+                where = v.buffer.index, v.shape
+                if where not in seen:
+                    seen[where] = f"v.t{v.index}"
+                    text = f"a[{v.buffer.index}].reshape({self._shape(v.shape)})  # {self._note(v)}"
+                    self.views_lines.append(f"v.t{v.index} = {text}")
+                self._arrays[v] = seen[where]
             elif v.kind == "view" and v.root.kind != "leaf":
                 self.views_lines.append(f"v.t{v.index} = {self._seen(v)}  # {self._note(v)}")
         for n, k in enumerate(self.program.kernels):
@@ -192,7 +197,7 @@ class Lowered:
     def _copy(self, k: Kernel) -> str:
         src, out = k.inputs[0], k.outputs[0]
         whole = f"v.w{out.index}"
-        self.views_lines.append(f"{whole} = v.t{out.index}.reshape({self._shape(src.shape)})")
+        self.views_lines.append(f"{whole} = {self._ref(out)}.reshape({self._shape(src.shape)})")
         return f"np.copyto({whole}, {self._ref(src)})"
 
     def _kernel(self, k: Kernel) -> str:
@@ -231,10 +236,10 @@ class Lowered:
             if k is not None
             else f"{v.dtype.short} {t.op.name}"
         )
-        return "".join(c for c in text if c.isprintable()).rstrip()
+        return _printable(text).rstrip()
 
     def _text(self, name: str) -> str:
-        safe = "".join(c for c in name if c.isprintable())
+        safe = _printable(name)
         sizes = ", ".join(f"s[{i}] = {dims.show(d)}" for i, d in enumerate(self.sizes))
         lines = [f"# {safe}: {len(self.program.kernels)} kernels, {len(self.program.buffers)} buffers; {sizes}"]
         lines += _function("views", "s, a, v", ["v.s = s", *self.views_lines])
@@ -250,6 +255,10 @@ REDUCTIONS = {"sum": "add", "max": "maximum", "min": "minimum"}
 def _some(v: Value) -> bool:
     """Whether a value has elements, whatever the sizes."""
     return all(dims.at_least(d, 1) for d in v.shape)
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(c for c in text if c.isprintable())
 
 
 def _half(k: Kernel) -> bool:

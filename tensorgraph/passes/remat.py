@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from ..errors import BackendError
-from ..tensor import PICK, Scope, Tensor, make, scope, topological
+from ..tensor import PICK, Scope, Tensor, make, reached, scope, topological
 from .program import size_only
 from .rewrite import Outputs, again, date, in_order
 
@@ -133,7 +133,8 @@ def _strided(t: Tensor) -> bool:
 
 def remat(outputs: Outputs, choice: Choice) -> Outputs:
     """The graph with what `choice` and `checkpoint` name computed again."""
-    if not any(t.scope.backward for t in topological(outputs.values())):
+    scopes = {t.scope for t in reached(outputs.values())}
+    if not any(s.backward for s in scopes) or not (choice.layers or any(map(_marked, scopes))):
         return outputs
     number = layers(outputs) if choice.layers else {}
     fine: dict[Tensor, Hashable] = {t: n for t, n in number.items() if n < choice.layers}
