@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import json
 import os
 import re
 import shlex
@@ -32,29 +31,6 @@ from tensorgraph.visualize.picture import SUFFIXES
 
 COMMANDS = ("demo", "list", "params", "where", "show", "check", "cost", "draw", "generate", "train", "bench", "digits")
 PYTHON = [sys.executable, "-m", "tensorgraph"]
-
-
-class Ran:
-    """What a command printed, and its exit status."""
-
-    def __init__(self, rc: int, out: str, err: str) -> None:
-        self.rc, self.out, self.err = rc, out, err
-
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.delenv("COLUMNS", raising=False)  # pytest may set it: tables would be folded
-
-    def call(*args: str) -> Ran:
-        capsys.readouterr()
-        rc = main(args)
-        said = capsys.readouterr()
-        return Ran(rc, said.out, said.err)
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,12 @@ import html
 import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 
 import tensorgraph as tg
-from tensorgraph.cli import main
 from tensorgraph.cli.target import Target
 from tensorgraph.cost import cost
 from tensorgraph.dims import evaluate
@@ -306,28 +305,6 @@ def test_flops_of_the_stages_by_hand() -> None:
 
 
 # ------------------------------------------------------------------------------------------- on the command line
-
-
-class Ran(NamedTuple):
-    rc: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.delenv("COLUMNS", raising=False)
-
-    def call(*args: str) -> Ran:
-        capsys.readouterr()
-        rc = main(args)
-        said = capsys.readouterr()
-        return Ran(rc, said.out, said.err)
-
-    return call
 
 
 def test_params_of_a_mode(run: Any) -> None:

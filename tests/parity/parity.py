@@ -1,9 +1,10 @@
-"""One case of the encoder and vision suites against transformers: outputs, the value differentiated, every gradient."""
+"""What the suites share: cases against transformers, in outputs, the value differentiated and every gradient."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,50 @@ import numpy as np
 from tensorgraph.models import from_pretrained
 
 from . import reference as R
+from .configs import BATCHES, Batch, Config, inputs
 from .configs_vision import Case, arrays_of, cotangents_of
 
 # (outputs and loss, gradients), in the measure of reference.relative_error.
 BOUNDS = {"float64": (1e-9, 1e-9), "float32": (1e-5, 1e-4)}
+
+
+class Texts:
+    """References and nets of a table of language models, each made once."""
+
+    def __init__(self, configs: Mapping[str, Config], folder: Callable[[str], Path]) -> None:
+        self.configs = configs
+        self.model = functools.cache(lambda name: R.build(*self._own(name)))
+        self.folder = functools.cache(lambda name: R.save(self.model(name), folder(name)))
+        self.net = functools.cache(lambda name, dtype: from_pretrained(self.folder(name), dtype=dtype))
+        self.reference = functools.cache(lambda name, batch: R.run(self.model(name), self.inputs(name, BATCHES[batch])))
+
+    def _own(self, name: str) -> tuple[str, Mapping[str, Any], int]:
+        config = self.configs[name]
+        return config.cls, config.settings, config.seed
+
+    def inputs(self, name: str, batch: Batch) -> dict[str, R.Array]:
+        return inputs(batch, self.configs[name].settings["vocab_size"], self.configs[name].seed)
+
+    def check(self, net: Any, arrays: Mapping[str, Any], ref: R.Reference, dtype: str) -> set[str]:
+        """All that `net` computes is the reference's, within the bounds of `dtype`; the names of its gradients."""
+        output_bound, grad_bound = BOUNDS[dtype]
+        R.assert_same(ref.outputs, net(**arrays), output_bound, gradients=False)
+        loss, grads = net.value_and_grad(**arrays)
+        R.assert_same({"loss": np.array(ref.loss)}, {"loss": np.asarray(loss)}, output_bound, gradients=False)
+        R.assert_same(ref.grads, grads, grad_bound, gradients=True)
+        return set(grads)
+
+    def check_greedy(self, name: str, B: int, T: int, padding: str) -> None:
+        arrays = self.inputs(name, replace(BATCHES["no-labels"], B=B, T=T, padding=padding))
+        ref = R.generate(self.model(name), **arrays, max_new_tokens=9)
+        np.testing.assert_array_equal(self.net(name, "float64").generate(**arrays, max_new_tokens=9), ref)
+
+    def check_saved(self, name: str, folder: Path) -> None:
+        """What is saved transformers reads back, and computes the same to the bit."""
+        self.net(name, "float32").save_pretrained(folder)
+        ref, again = self.reference(name, "plain"), R.run(R.load(folder), self.inputs(name, BATCHES["plain"]))
+        R.assert_same(ref.outputs, again.outputs, 0.0, gradients=False)
+        R.assert_same(ref.grads, again.grads, 0.0, gradients=True)
 
 
 class Suite:
