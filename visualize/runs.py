@@ -55,6 +55,7 @@ class Runs:
     def __init__(self, folded: Fold) -> None:
         self.times: list[int] = []
         self.parts: list[Part] = []
+        self._places: dict[Tensor, Place] = {}
         self._within: dict[Tensor, tuple[int, ...]] = {}  # of nodes of first runs
         self._like: dict[Tensor, tuple[int, int, Tensor]] = {}  # of others: stretch, run, the node in its first run
         for number, (_, part) in enumerate(folded.repeats()):
@@ -69,11 +70,15 @@ class Runs:
 
     def place(self, node: Tensor) -> Place:
         """The run that a node lies in, of every stretch."""
-        found: dict[int, int] = {}
-        while node in self._like:
-            number, run, node = self._like[node]
-            found[number] = run
-        return {i: found.get(i, 0) for i in self._within.get(node, ())}
+        known = self._places.get(node)
+        if known is None:
+            found: dict[int, int] = {}
+            at = node
+            while at in self._like:
+                number, run, at = self._like[at]
+                found[number] = run
+            known = self._places[node] = {i: found.get(i, 0) for i in self._within.get(at, ())}
+        return known
 
     def each(self, passages: Sequence[Passage]) -> bool:
         """Whether a value from outside all stretches enters every run of those it enters."""
