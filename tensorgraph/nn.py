@@ -509,4 +509,8 @@ class RMSNorm(Module):
         return cast("Tensor", F.rms_norm(x, self.weight, self.eps, self.offset))
 
 
+def __dir__() -> list[str]:  # what completion shows
+    return sorted(__all__)
+
+
 __all__ = ["Buffer", "Embedding", "LayerNorm", "Linear", "Module", "ModuleList", "Parameter", "RMSNorm"]

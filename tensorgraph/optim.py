@@ -282,4 +282,8 @@ def exponential(start: float, decay: float) -> Callable[[Tensor], Tensor]:
     return lambda step: start * exp(step * math.log(decay))
 
 
+def __dir__() -> list[str]:  # what completion shows
+    return sorted(__all__)
+
+
 __all__ = ["SGD", "AdamW", "Optimizer", "adamw", "clip_by_global_norm", "cosine", "exponential", "linear"]

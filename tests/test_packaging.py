@@ -137,6 +137,7 @@ def test_completion_shows_the_public_names_alone() -> None:
         "assert shown == set(tg.__all__), shown ^ set(tg.__all__); "
         "assert all(hasattr(tg, n) for n in shown) and callable(tg.cost) and callable(tg.compile); "
         "assert all(issubclass(getattr(tg, n), Exception) for n in shown if n.endswith('Error')); "
+        "assert all(set(dir(m)) == set(m.__all__) for m in (tg.nn, tg.optim)); "
         "assert not {'Any', 'annotations', 'importlib', 'TYPE_CHECKING', 'autodiff', 'enter', 'xp'} & shown"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
