@@ -194,7 +194,7 @@ def _chosen(name: str, lora: LoRA, layer: Module) -> bool:
         return False
     if any(re.match(rf"(^|.*\.){end}($|\..*)", name) for end in lora.whole):
         return False
-    if lora.layers is None or name in lora.targets:
+    if lora.layers is None or (not isinstance(lora.targets, str) and name in lora.targets):
         return True
     patterns = [rf"(?:^|.*?\.){p}\.(\d+)\." for p in lora.within] or [r".*?\.[^.]*\.(\d+)\."]
     found = next((m for p in patterns if (m := re.match(p, name))), None)
