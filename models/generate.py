@@ -22,6 +22,7 @@ from .architecture import log
 from .decoder import Decoder
 from .model import Spec, array_of, used, zero_or_one
 from .parts import Cache
+from .room import Room
 
 if TYPE_CHECKING:
     from .pretrained import Net
@@ -53,7 +54,8 @@ class Session:
         self._again: tuple[Any, list[Array]] = None, []  # the last call, made again; the arrays that it was made on
         specs = net.model.specs(tuple(self._images))
         held = self._compile({name: specs[name] for name in self._images})
-        self._cache = {label: np.zeros(self._shape(t), t.dtype.np) for label, t in held.items()}
+        room = Room()
+        self._cache = {label: room.zeros(self._shape(t), t.dtype.np) for label, t in held.items()}
         self._mask = np.zeros((batch, capacity), np.int32)
 
     def feed(self, ids: Array, mask: Array | None = None, positions: Array | None = None) -> Array:
@@ -131,9 +133,11 @@ class Session:
             self.capacity *= 2
         if self.capacity == old:
             return
-        wider = ((0, 0), (0, self.capacity - old))
-        self._mask = np.pad(self._mask, wider)
-        self._cache = {n: np.pad(a, ((0, 0), *wider, *((0, 0),) * (a.ndim - 3))) for n, a in self._cache.items()}
+        self._mask = np.pad(self._mask, ((0, 0), (0, self.capacity - old)))
+        room = Room()
+        for label, a in self._cache.items():
+            self._cache[label] = room.zeros((*a.shape[:2], self.capacity, *a.shape[3:]), a.dtype)
+            self._cache[label][:, :, :old] = a
 
 
 def exact(a: Array, dtype: Any) -> Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,13 +16,14 @@ from tensorgraph.ops.packed import packed_matmul, packed_rows
 from tensorgraph.passes.rewrite import Outputs, transform
 from tensorgraph.tensor import Tensor, topological
 
+from .room import Room
+
 if TYPE_CHECKING:
     from .pretrained import Net
 
 Array = np.ndarray[Any, np.dtype[Any]]
 KINDS = ("float32", "bfloat16", "int8")
 BLOCK = 1 << 16  # elements that are packed at a time
-LINE = 64  # bytes
 
 
 def check(kind: str | None) -> None:
@@ -112,23 +112,6 @@ class Weights:
         yield f"{name}.{self.kind}", w
         if scale is not None:
             yield f"{name}.scale", scale
-
-
-class Room:
-    """Arrays side by side in blocks of this many bytes: the system maps large ones in large pages, faster to read."""
-
-    def __init__(self, size: int = 1 << 25) -> None:
-        self.size, self.block, self.used = size, np.empty(0, np.uint8), 0
-
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """An array that starts at a cache line."""
-        size = math.prod(shape) * dtype.itemsize
-        if self.used + size > self.block.size:
-            self.block = np.empty(max(self.size, size) + LINE, np.uint8)
-            self.used = -self.block.ctypes.data % LINE
-        at = slice(self.used, self.used + size)
-        self.used += -(-size // LINE) * LINE
-        return self.block[at].view(dtype).reshape(shape)
 
 
 def pack(w: Array, packed: Array, scale: Array | None) -> None:

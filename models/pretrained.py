@@ -28,6 +28,7 @@ from . import generate as generation
 from .architecture import Architecture
 from .differences import Difference, summary
 from .model import Model, array_of, float_dtype, used, zero_or_one
+from .room import Room
 from .settings import Settings
 from .tokenizer import FILE as TOKENIZER
 from .tokenizer import Tokenizer
@@ -83,7 +84,9 @@ class Net:
     def state(self) -> dict[str, Array]:
         """The values by the names in the file; given by those of parameters (as a training step holds them), split."""
         if self._unread is not None:
-            self.state = self._unread
+            room = Room()
+            read = self._unread.items()
+            self.state = {name: a if stacked.HOLE in name else room.copy(a) for name, a in read}
         return self._state
 
     @state.setter

@@ -18,6 +18,7 @@ from tensorgraph.errors import DataError, ModelError
 from tensorgraph.models import packed
 from tensorgraph.models.generate import Session
 from tensorgraph.models.pretrained import Net
+from tensorgraph.models.room import Room
 
 GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 67, "n_positions": 256}
 LLAMA = {
@@ -71,8 +72,8 @@ def test_packed_weights_lie_side_by_side() -> None:
     assert all(a.ctypes.data % 64 == 0 for a in found.values())
     places = sorted((a.ctypes.data, a.nbytes) for a in found.values())
     assert all(at + size <= after for (at, size), (after, _) in itertools.pairwise(places))
-    room = packed.Room(1000)
-    large = [room.empty(shape, np.dtype("i1")) for shape in ((3, 5), (room.size, 2), (7, 1), (room.size, 1))]
+    room = Room(1000)
+    large = [room.empty(shape, "i1") for shape in ((3, 5), (room.size, 2), (7, 1), (room.size, 1))]
     for i, a in enumerate(large):
         a[...] = i
     assert all((a == i).all() for i, a in enumerate(large))
@@ -179,7 +180,7 @@ def test_packed_weights_never_hold_the_values_of_a_file(tmp_path: Path) -> None:
     opened = models.from_pretrained(folder, weights="int8", backend="numpy")
     session = Session(opened, 1)
     assert session._weights is not None
-    session._weights._room = packed.Room(1)
+    session._weights._room = Room(1)
     tracemalloc.start()
     kept = sum(a.nbytes for a in session.values().values())
     peak = tracemalloc.get_traced_memory()[1]
