@@ -257,7 +257,14 @@ def test_every_level_draws_in_every_text_form(name: str, level: str) -> None:
      ("mixtral-8x7b", "flowchart"), ("mixtral-8x7b", "backward"), ("deepseek-v3", "flowchart"),
      ("deepseek-v3", "backward"), ("clip-vit-l-14-336", "flowchart"), ("llava-1.5-7b", "flowchart"),
      ("llava-1.5-7b bridge+lora", "flowchart"), ("idefics-9b", "flowchart"), ("llama-3.2-11b-vision", "flowchart"),
-     ("llama-2-7b lora", "flowchart"), ("bert-base", "flowchart"), ("mini-268", "flowchart")],
+     ("llama-2-7b lora", "flowchart"), ("bert-base", "flowchart"), ("mini-268", "flowchart"),
+     ("llava-1.5-7b bridge-only", "backward"), ("llama-2-7b lora", "block"), ("mixtral-8x7b", "block"),
+     *(pytest.param(name, level, marks=pytest.mark.slow) for name, level in [
+         ("paligemma-3b", "flowchart"), ("gemma-2-9b", "flowchart"), ("deepseek-v2-lite", "flowchart"),
+         ("vit-b-16", "flowchart"), ("phi-3-mini", "flowchart"), ("qwen3-0.6b", "flowchart"), ("gpt2 lora", "block"),
+         ("mixtral-8x7b", "ops"), ("deepseek-v3", "ops"), ("llava-1.5-7b", "ops"), ("clip-vit-l-14-336", "backward"),
+         ("paligemma-3b", "backward"), ("idefics-9b", "backward"), ("llama-3.2-11b-vision", "backward"),
+         ("gemma-3-1b", "backward"), ("llava-1.5-7b bridge+lora", "backward")])],
 )  # fmt: skip
 def test_nothing_overlaps_in_real_pictures(name: str, level: str) -> None:
     name, _, mode = name.partition(" ")
@@ -893,3 +900,17 @@ def test_an_icicle_counts_layers_that_lie_apart() -> None:
     """Llama 3.2 Vision has 40 layers, 8 of them with attention across: every fifth."""
     svg = ledger(open_target("llama-3.2-11b-vision").module).icicle()
     assert "{3, 8, …, 38} ×8" in svg and "0…39 ×40" in svg
+
+
+def test_masks_stand_in_the_layers_that_read_them_and_bridges_hold_nothing_in_place() -> None:
+    """Llama 3.2 Vision: a mask in each kind of layer, and one box through which the image enters its cross layers."""
+    view = draw(open_target("llama-3.2-11b-vision")).view
+    headings = {b.id: view.block_index[b.block].heading.split(" ·")[0] if b.block else "" for b in view.boxes}
+    masks = [headings[b.id] for b in view.boxes if b.label == "aspect_ratio_mask"]
+    assert sorted(masks) == ["Layer ×32", "Layer ×8"]
+    (entry,) = [b for b in view.boxes if b.label == "from connector"]
+    labels = {b.id: b.label for b in view.boxes}
+    assert [labels[e.target] for e in view.edges if e.source == entry.id] == ["k", "v"]
+    assert [(labels[e.source], e.target) for e in view.edges if e.loose] == [("connector", entry.id)]
+    wide, high = layout.svg_size(draw(open_target("llama-3.2-11b-vision")).svg)
+    assert high < 2.3 * wide
