@@ -15,7 +15,7 @@ import pytest
 from tensorgraph import models
 from tensorgraph.backends import cpu
 from tensorgraph.errors import DataError, ModelError
-from tensorgraph.models import packed
+from tensorgraph.models import packed, room
 from tensorgraph.models.generate import Session
 from tensorgraph.models.pretrained import Net
 from tensorgraph.models.room import Room
@@ -72,8 +72,8 @@ def test_packed_weights_lie_side_by_side() -> None:
     assert all(a.ctypes.data % 64 == 0 for a in found.values())
     places = sorted((a.ctypes.data, a.nbytes) for a in found.values())
     assert all(at + size <= after for (at, size), (after, _) in itertools.pairwise(places))
-    room = Room(1000)
-    large = [room.empty(shape, "i1") for shape in ((3, 5), (room.size, 2), (7, 1), (room.size, 1))]
+    small = Room(1000)
+    large = [small.empty(shape, "i1") for shape in ((3, 5), (small.size, 2), (7, 1), (small.size, 1))]
     for i, a in enumerate(large):
         a[...] = i
     assert all((a == i).all() for i, a in enumerate(large))
@@ -172,7 +172,7 @@ def test_a_call_made_again_is_checked_and_sees_other_weights_and_longer_caches(k
     np.testing.assert_array_equal(got, want)
 
 
-def test_packed_weights_never_hold_the_values_of_a_file(tmp_path: Path) -> None:
+def test_packed_weights_never_hold_the_values_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     big = GPT2 | {"n_embd": 256, "vocab_size": 4001}
     given = Net(models.build(big), big).init(0)
     folder, ids = given.save_pretrained(tmp_path / "net"), np.array([[1, 2, 3]])
@@ -180,6 +180,7 @@ def test_packed_weights_never_hold_the_values_of_a_file(tmp_path: Path) -> None:
     opened = models.from_pretrained(folder, weights="int8", backend="numpy")
     session = Session(opened, 1)
     assert session._weights is not None
+    monkeypatch.setattr(room, "PAGE", 64)  # blocks as large as what lies in them: what is traced is what is asked for
     session._weights._room = Room(1)
     tracemalloc.start()
     kept = sum(a.nbytes for a in session.values().values())
