@@ -105,6 +105,7 @@ static void columns(const float *x, int64_t x0, int64_t x1, const float *b, int6
             }
     }
 }
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int by_dots(const Gemm *g) { return g->b0 == 1 && g->a1 == 1; }
 static int is_few(const Gemm *g) { return !g->wide && g->m <= FEW && (by_dots(g) || g->b1 == 1); }
 static int64_t in_batch(const Gemm *g, const int64_t *steps, int64_t i) {
@@ -116,7 +117,7 @@ static void dots_part(Call *call, void *const *args, int64_t lo, int64_t hi, int
     const Gemm *g = args[0];
     (void)call; (void)block; (void)w;
     for (int64_t at = lo; at < hi;) {
-        const int64_t i = at / g->n, j = at % g->n, n = hi - at < g->n - j ? hi - at : g->n - j;
+        const int64_t i = at / g->n, j = at % g->n, n = least(hi - at, g->n - j);
         dots_f((const float *)g->a + in_batch(g, g->as, i), g->a0, (const float *)g->b + in_batch(g, g->bs, i) + j * g->b1, g->b1, 0,
                (float *)g->c + in_batch(g, g->cs, i) + j, g->ldc, g->m, n, g->k);
         at += n;
@@ -134,14 +135,31 @@ static void columns_part(Call *call, void *const *args, int64_t lo, int64_t hi, 
                 sums > 1 ? g->n : g->ldc, g->m, g->n, g->k * part / sums, g->k * (part + 1) / sums);
     }
 }
+/* results lo .. hi of all batches, one after another, from their sums in args[1] */
+static void merge_part(Call *call, void *const *args, int64_t lo, int64_t hi, int64_t block, char *w) {
+    const Gemm *g = args[0];
+    const int64_t sums = (int64_t)(intptr_t)args[2];
+    (void)call; (void)block; (void)w;
+    for (int64_t at = lo; at < hi;) {
+        const int64_t row = at / g->n, j = at % g->n, i = row / g->m, r = row % g->m, n = least(hi - at, g->n - j);
+        const float *from = (const float *)args[1] + (i * sums * g->m + r) * g->n + j;
+        float *const restrict z = (float *)g->c + in_batch(g, g->cs, i) + r * g->ldc + j;
+        memcpy(z, from, (size_t)n * sizeof(float));
+        for (int64_t s = 1; s < sums; s++) {
+            from += g->m * g->n;
+            _Pragma("omp simd")
+            for (int64_t q = 0; q < n; q++) z[q] += from[q];
+        }
+        at += n;
+    }
+}
 static void run(Call *, Fn, void *const *, int64_t, int64_t, int64_t);
 /* as many for each thread: of results that are sums by themselves, the bits do not depend on how they are cut */
 static int64_t parts_of(const Call *c, int64_t bytes, int64_t most) {
-    int64_t each = bytes / (STRIP * c->threads) + (bytes > STRIP);
-    each = each > 64 ? 64 : each;
-    return each * c->threads > most ? most : each < 1 ? 1 : each * c->threads;
+    const int64_t each = bytes / (STRIP * c->threads) + (bytes > STRIP);
+    most = least(most, least(each, 64) * c->threads);
+    return most < 1 ? 1 : most;
 }
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static void gemm_few(Call *c, const Gemm *given) {
     Gemm rows = *given, *const g = &rows;
     if (g->m == 1 && g->batch[2] > 1 && !g->bs[2]) { /* queries of heads that share keys and values: rows of one product */
@@ -161,18 +179,7 @@ static void gemm_few(Call *c, const Gemm *given) {
     if (!apart) sums = 1;
     void *args[] = {g, apart, (void *)(intptr_t)sums};
     run(c, columns_part, args, count * sums, parts_of(c, count * bytes, count * sums), 1);
-    if (sums < 2) return;
-    for (int64_t i = 0; i < count; i++)
-        for (int64_t r = 0; r < g->m; r++) {
-            float *const restrict z = (float *)g->c + in_batch(g, g->cs, i) + r * g->ldc;
-            const float *const restrict from = apart + (i * sums * g->m + r) * g->n;
-            _Pragma("omp simd")
-            for (int64_t j = 0; j < g->n; j++) {
-                float t = from[j];
-                for (int64_t s = 1; s < sums; s++) t += from[s * g->m * g->n + j];
-                z[j] = t;
-            }
-        }
+    if (sums > 1) run(c, merge_part, args, count * g->m * g->n, parts_of(c, 4 * count * sums * g->m * g->n, count * g->m * g->n / 16), 16);
     free(apart);
 }
 static void packed_part(Call *c, void *const *args, int64_t lo, int64_t hi, int64_t block, char *w) {
