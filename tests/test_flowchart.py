@@ -495,7 +495,8 @@ def test_hostile_names_stay_text() -> None:
 def test_the_same_graph_gives_the_same_text_in_every_process() -> None:
     code = (
         "import tensorgraph as tg; from tensorgraph.models import build; m = build('gemma-3-1b');"
-        "p = tg.draw(m); q = tg.draw(m, 'backward'); print(p.dot, p.mermaid, p.text, q.dot)"
+        "p = tg.draw(m); q = tg.draw(m, 'backward'); print(p.dot, p.mermaid, p.text, q.dot);"
+        "print(tg.draw(build('paligemma-3b'), 'backward').dot)"
     )
     texts = set()
     for seed in ("1", "2"):

@@ -148,3 +148,19 @@ def test_what_a_run_gives_to_the_next_is_shown_where_it_is_not_its_end() -> None
 def test_layers_that_are_kept_of_a_real_tower() -> None:
     """Llama 3.2 Vision reads five of its 32 layers beside the last; gradients enter where values left."""
     assert [n for n in notes(open_target("llama-3.2-11b-vision"))] == ["+ → concat: from 4, 8, 16, 24, 31 of 32"]
+
+
+def test_what_each_run_has_of_its_own_is_one_box() -> None:
+    """A decoder with its cache: every layer reads an input and makes an output; all of them are one box each."""
+    n = tg.dim("n")
+    h, held, made = tg.input("x", (n, d)), [], []
+    for i in range(5):
+        with tg.scope(f"layer{i}", kind="Layer"):
+            held.append(tg.input(f"cache.{i}.key", (n, d)))
+            made.append(held[-1] + h @ tg.param(f"w{i}", (d, d)))
+            h = h + tg.tanh(made[-1])
+    view = draw({"y": h, **{f"new.{i}.key": x for i, x in enumerate(made)}}).view
+    inside = {b.label: view.block_index[b.block].times for b in view.boxes if b.block}
+    assert inside["cache.0…4.key"] == inside["new.0…4.key"] == "×5" and not any(e.note for e in view.edges)
+    shuffled = {f"new.{(2 * i) % 5}.key": x for i, x in enumerate(made)}  # no name says them in this order
+    assert "layer0 → new.4.key: from 3 of 5" in notes({"y": h, **shuffled})

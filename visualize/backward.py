@@ -157,7 +157,7 @@ class _Backward:
             if e.kind == "gradient" and not e.note:
                 onto.setdefault(source, set()).add(target)
         frames = {ids[o]: self.seen.frame_of(o) for o in ids if isinstance(o, Step)}
-        for end in (ids[o] for o in self.after - self.fed):
+        for end in (name for o, name in ids.items() if o in self.after and o not in self.fed):
             for source, targets in onto.items():
                 inside = {t for t in targets if frames.get(t) is not None and frames.get(t) == frames.get(end)}
                 if frames.get(source) != frames.get(end) and inside and inside <= onto.get(end, set()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -11,10 +12,11 @@ from tensorgraph.blocks import Layer
 from tensorgraph.errors import GraphError
 from tensorgraph.tensor import Tensor
 from tensorgraph.visualize.project import Projection
-from tensorgraph.visualize.runs import Carried, Flow, leaving
+from tensorgraph.visualize.runs import Carried, Flow, leaving, one_each
 from tensorgraph.visualize.steps import Step
 from tensorgraph.visualize.towers import rising, side_by_side
 from tensorgraph.visualize.view import SEED_LEGEND, Block, Box, Direction, Edge, EdgeKind, Role, View, Weight
+from tensorgraph.visualize.words import in_order, span
 
 MOST_BOXES = 1_500  # Graphviz lays out this many in some seconds; beyond, a picture helps nobody
 
@@ -70,6 +72,7 @@ class _Chart:
         self.boxes: list[Box] = []
         self.edges: dict[tuple[str, str], Edge] = {}
         self.runs: dict[tuple[str, str], dict[str, str]] = {}  # of every edge: notes, and what they are in full
+        self.own = self._own()
         self.stubs: dict[Any, str] = {}
         self.near: dict[Step, list[Box]] = {}  # inputs that stand just before what reads them
         self.late: list[Box] = []  # where values go that leave the opened block
@@ -158,7 +161,10 @@ class _Chart:
                 tip = f"{flow.source.type_text} · {flow.source.where if self.seen.where else ''}".strip(" ·")
                 frame = self._home(flow)
                 near = flow.target if frame is not None else None
-                self._stub((flow.source, frame), flow.source.label or "input", tip, "input", near, frame)
+                alike = self.own.get(flow, [flow])
+                label = span(f.source.label for f in alike if isinstance(f.source, Tensor))
+                if flow is alike[0]:
+                    self._stub((flow.source, frame), label or "input", tip, "input", near, frame)
             elif flow.source not in self.inside:
                 carried = any(v is flow.value for _, v in self.ports)
                 label = f"from {self.seen.labels[flow.source]}" + (", or the layer before" if carried else "")
@@ -172,11 +178,29 @@ class _Chart:
                 self._edge(name, self.seen.ids[step], self.seen.shape_text(given))
 
     def _home(self, flow: Flow) -> str | None:
-        """The repeated frame whose every run reads an input: there it stands, beside what reads it."""
-        frame = self.frame[flow.target] if flow.each else None
+        """The repeated frame whose every run reads an input, or one like it: there it stands, beside what reads it."""
+        return self._repeated(self.frame[flow.target]) if flow.each or flow in self.own else None
+
+    def _repeated(self, frame: str | None) -> str | None:
+        """The frame around one that repeats, or itself."""
         while frame is not None and self.seen.frames.runs[frame].times == 1:
             frame = self.seen.frames.parent(frame)
         return frame
+
+    def _own(self) -> dict[Flow, list[Flow]]:
+        """Inputs of which each run of a block reads one, as of a cache: all of them, for each."""
+        found: dict[tuple[Step, str], list[Flow]] = {}
+        times = Counter(f.source for f in self.flows)
+        for f in self.flows:
+            if isinstance(f.source, Tensor) and f.only and times[f.source] == 1:
+                found.setdefault((f.target, f.value.type_text), []).append(f)
+        out: dict[Flow, list[Flow]] = {}
+        for alike in found.values():
+            alike.sort(key=lambda f: f.only or (0, 0))
+            names = [f.source.label for f in alike if isinstance(f.source, Tensor)]
+            if one_each(f.only for f in alike) and in_order(names):
+                out.update(dict.fromkeys(alike, alike))
+        return out
 
     def _stub(
         self,
@@ -210,6 +234,10 @@ class _Chart:
 
     def _flow(self, flow: Flow) -> None:
         seen, label = self.seen, self.seen.shape_text(flow.value)
+        if flow in self.own:
+            if flow is self.own[flow][0]:
+                self._edge(self.stubs[flow.source, self._home(flow)], seen.ids[flow.target], label)
+            return
         if flow.target in self.inside:
             if isinstance(flow.source, Tensor):
                 start = self.stubs[flow.source, self._home(flow)]
@@ -255,19 +283,28 @@ class _Chart:
                 self._edge(self.seen.ids[source], name, self.seen.shape_text(value))
 
     def _outputs(self) -> None:
+        """Boxes for what the graph gives; one for values that are made one by each run of a block."""
         self.boxes += self.late
-        for name, tensor in self.seen.graph.outputs.items():
-            made = self.seen.parts.source(tensor)
+        parts = self.seen.parts
+        given: dict[tuple[Step, Tensor], list[tuple[tuple[int, int] | None, str, Tensor, str]]] = {}
+        for name, x in self.seen.graph.outputs.items():
+            made = parts.source(x)
             if isinstance(made, Step) and made in self.inside:
+                value, note, only = leaving(parts, x, made)
+                given.setdefault((made, value), []).append((only, name, x, note))
+        for (made, _), found in given.items():
+            found.sort(key=lambda f: f[0] or (0, 0))
+            names = [name for _, name, _, _ in found]
+            block = self._repeated(self.frame[made]) if one_each(f[0] for f in found) and in_order(names) else None
+            for _, name, x, note in found[:1] if block else found:
                 key = f"out{len(self.boxes)}"
-                box = Box(key, "output" if name == "out" else name, "output", tooltip=tensor.type_text)
-                self.boxes.insert(self._after(made), box)
-                note = leaving(self.seen.parts, tensor)
-                self._edge(self.seen.ids[made], key, self.seen.shape_text(tensor), note=note)
+                label = span(names) if block else "output" if name == "out" else name
+                self.boxes.insert(self._after(made, block), Box(key, label, "output", block=block, tooltip=x.type_text))
+                self._edge(self.seen.ids[made], key, self.seen.shape_text(x), note="" if block else note)
 
-    def _after(self, step: Step) -> int:
-        """The place behind a step, or behind all that share its outermost frame."""
-        outer = next(iter(self.seen.frames.path(self.frame[step])), None)
+    def _after(self, step: Step, inside: str | None = None) -> int:
+        """The place behind a step, or behind all that share its outermost frame, unless it is to be `inside`."""
+        outer = next(iter(self.seen.frames.path(self.frame[step])), None) if inside is None else None
         name = self.seen.ids[step]
         own = (
             i for i, b in enumerate(self.boxes) if b.id == name or (outer and self.seen.frames.within(b.block, outer))

@@ -20,7 +20,7 @@ class Flow(NamedTuple):
     """A value passing from a step (or an input leaf) to a step; `note`: between which runs, if not as a chain does.
 
     A chain takes from outside what its first run reads, and gives to the outside what its last run makes. `runs`: the
-    same, said in any case. `each`: every run of a stretch reads it.
+    same, said in any case. `each`: every run of a stretch reads it; `only`: one run does, of so many.
     """
 
     source: Step | Tensor
@@ -29,6 +29,7 @@ class Flow(NamedTuple):
     note: str = ""
     runs: str = ""
     each: bool = False
+    only: tuple[int, int] | None = None
 
 
 class Passage(NamedTuple):
@@ -84,6 +85,14 @@ class Runs:
         """Whether a value from outside all stretches enters every run of those it enters."""
         found = {_at(p.target, list(p.target)) for p in passages}
         return len(found) == math.prod(self.times[i] for i in passages[0].target)
+
+    def single(self, places: Iterable[Place]) -> tuple[int, int] | None:
+        """The one run of the one stretch that all places lie in, and how many runs it has."""
+        found = {tuple(place.items()) for place in places}
+        if len(found) != 1 or len(next(iter(found))) != 1:
+            return None
+        ((stretch, run),) = found.pop()
+        return run, self.times[stretch]
 
     def note(self, passages: Sequence[Passage], always: bool = False, back: bool = False) -> str:
         """`from 3 of 8`, `into 2, 3 of 4`, both, or "" for what a chain implies, unless it is to be said `always`.
@@ -150,14 +159,23 @@ def flows(steps: Steps) -> tuple[list[Flow], list[Carried]]:
     for key, way in found.items():
         passages = [Passage(a, b, read in fed and not any(b[i] for i in b if i not in a)) for a, b, read in ways[way]]
         each = bool(passages[0].target) and not passages[0].source and runs.each(passages)
-        out.append(Flow(*key, runs.note(passages), runs.note(passages, always=True), each))
+        note = runs.note(passages)
+        only = runs.single([p.target for p in passages]) if note and not passages[0].source else None
+        out.append(Flow(*key, note, runs.note(passages, always=True), each, only))
     return out, list(carried)
 
 
-def leaving(steps: Steps, x: Tensor) -> str:
-    """From which run a value leaves for what lies outside all stretches."""
-    step = steps.of.get(steps.resolve(x))
-    return "" if step is None else steps.runs.note([Passage(steps.runs.place(_made(steps, x, step)), {})])
+def leaving(steps: Steps, x: Tensor, step: Step) -> tuple[Tensor, str, tuple[int, int] | None]:
+    """What a value of a step is in the first run; from which run it leaves: in words, and as `Flow.only`."""
+    made = _made(steps, x, step)
+    place = steps.runs.place(made)
+    return steps.resolve(made), steps.runs.note([Passage(place, {})]), steps.runs.single([place])
+
+
+def one_each(only: Iterable[tuple[int, int] | None]) -> bool:
+    """Whether values belong to the runs of a stretch one by one, in order."""
+    found = list(only)
+    return bool(found) and found == [(run, len(found)) for run in range(len(found))] and len(found) > 1
 
 
 def _made(steps: Steps, x: Tensor, step: Step) -> Tensor:
@@ -193,4 +211,4 @@ def _at(place: Place, stretches: list[int]) -> tuple[int, ...]:
     return tuple(place[i] for i in stretches)
 
 
-__all__ = ["Carried", "Flow", "Passage", "Place", "Runs", "flows", "leaving"]
+__all__ = ["Carried", "Flow", "Passage", "Place", "Runs", "flows", "leaving", "one_each"]

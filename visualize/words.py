@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 from tensorgraph.dims import Dim, evaluate, free, mul, show
 from tensorgraph.nn import sum_sizes
@@ -61,6 +62,13 @@ def span(names: Iterable[str]) -> str:
     return ".".join(parts)
 
 
+def in_order(names: Sequence[str]) -> bool:
+    """Whether `span` of names says them in this order: their numbers rise."""
+    keys = [[int(part) if part.isdigit() else part for part in name.split(".")] for name in names]
+    return all(len(a) == len(b) and all(type(x) is type(y) for x, y in zip(a, b, strict=True)) and a < b
+               for a, b in pairwise(keys))  # fmt: skip
+
+
 def own_name(name: str) -> list[str]:
     """The parts of a parameter's name that say which it is: `h.0.attn.c_attn.weight` -> h, 0, attn, c_attn."""
     parts = name.split(".")
@@ -99,4 +107,15 @@ def total_and_trained(weights: Iterable[Tensor]) -> tuple[Dim, Dim]:
     return total, sum_sizes([mul(p.size, p.scope.times) for p in counted if p.attrs.get("trained", True)])
 
 
-__all__ = ["human", "human4", "mode_text", "own_name", "ranges", "short_name", "span", "title_of", "total_and_trained"]
+__all__ = [
+    "human",
+    "human4",
+    "in_order",
+    "mode_text",
+    "own_name",
+    "ranges",
+    "short_name",
+    "span",
+    "title_of",
+    "total_and_trained",
+]
