@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from tensorgraph.blocks import Layer
 from tensorgraph.errors import GraphError
 from tensorgraph.tensor import Tensor
+from tensorgraph.visualize.entries import Entries
 from tensorgraph.visualize.project import Projection
 from tensorgraph.visualize.runs import Carried, Flow, leaving, one_each
 from tensorgraph.visualize.steps import Step
@@ -19,8 +18,6 @@ from tensorgraph.visualize.view import SEED_LEGEND, Block, Box, Direction, Edge,
 from tensorgraph.visualize.words import in_order, span
 
 MOST_BOXES = 1_500  # Graphviz lays out this many in some seconds; beyond, a picture helps nobody
-
-Port = tuple[str, Tensor]  # a frame, and the value that enters it more than once
 
 
 def flowchart(
@@ -39,9 +36,7 @@ def opened(seen: Projection, pattern: str | None) -> str:
     Raises GraphError[TG391] if there is none.
     """
     for block in seen.blocks:
-        layers = [
-            i for run in seen.frames.runs[block.id].runs for i in run if isinstance(i, Layer) and i.scope is not None
-        ]
+        layers = [i for run in seen.frames.runs[block.id].runs for i in run if isinstance(i, Layer)]
         names = {n for i in layers if i.scope is not None for n in (i.scope.path, i.scope.kind, i.scope.name)}
         if (pattern is None and block.times) or (pattern and any(fnmatch.fnmatchcase(n, pattern) for n in names)):
             return block.id
@@ -67,12 +62,10 @@ class _Chart:
         self.steps = [s for s in seen.steps if root is None or seen.frames.within(self.frame[s], root)]
         self.inside = set(self.steps)
         self.flows = [f for f in seen.parts.flows if f.target in self.inside or f.source in self.inside]
-        self.kinds = self._kinds()
-        self.ports = self._ports()
+        self.into = Entries(seen, self.steps, self.flows)
         self.boxes: list[Box] = []
         self.edges: dict[tuple[str, str], Edge] = {}
         self.runs: dict[tuple[str, str], dict[str, str]] = {}  # of every edge: notes, and what they are in full
-        self.own = self._own()
         self.stubs: dict[Any, str] = {}
         self.near: dict[Step, list[Box]] = {}  # inputs that stand just before what reads them
         self.late: list[Box] = []  # where values go that leave the opened block
@@ -81,13 +74,13 @@ class _Chart:
         seen = self.seen
         check_size(len(self.steps), force)
         self._inputs()
-        waiting = dict(self.ports)
+        waiting = dict(self.into.ports)
         for step in self.steps:
             for port, name in list(waiting.items()):
                 if seen.frames.within(self.frame[step], port[0]):
                     del waiting[port]
                     tip = f"{port[1].type_text}: what each run takes"
-                    self.boxes.append(Box(name, self._entering(port[1]), block=port[0], tooltip=tip))
+                    self.boxes.append(Box(name, self.into.entering(port[1]), block=port[0], tooltip=tip))
             self.boxes += [*self.near.get(step, ()), seen.box(step, self.frame[step])]
         for flow in self.flows:
             self._flow(flow)
@@ -159,14 +152,14 @@ class _Chart:
                 continue
             if isinstance(flow.source, Tensor):
                 tip = f"{flow.source.type_text} · {flow.source.where if self.seen.where else ''}".strip(" ·")
-                frame = self._home(flow)
+                frame = self.into.home(flow)
                 near = flow.target if frame is not None else None
-                alike = self.own.get(flow, [flow])
+                alike = self.into.own.get(flow, [flow])
                 label = span(f.source.label for f in alike if isinstance(f.source, Tensor))
                 if flow is alike[0]:
                     self._stub((flow.source, frame), label or "input", tip, "input", near, frame)
             elif flow.source not in self.inside:
-                carried = any(v is flow.value for _, v in self.ports)
+                carried = any(v is flow.value for _, v in self.into.ports)
                 label = f"from {self.seen.labels[flow.source]}" + (", or the layer before" if carried else "")
                 self._stub(flow.value, label, flow.value.type_text)
         for step in self.steps:
@@ -176,31 +169,6 @@ class _Chart:
                 text = given.label or inside or (given.op.title if not given.inputs else "constants")
                 name = self._stub(given, text, given.type_text, "constant")
                 self._edge(name, self.seen.ids[step], self.seen.shape_text(given))
-
-    def _home(self, flow: Flow) -> str | None:
-        """The repeated frame whose every run reads an input, or one like it: there it stands, beside what reads it."""
-        return self._repeated(self.frame[flow.target]) if flow.each or flow in self.own else None
-
-    def _repeated(self, frame: str | None) -> str | None:
-        """The frame around one that repeats, or itself."""
-        while frame is not None and self.seen.frames.runs[frame].times == 1:
-            frame = self.seen.frames.parent(frame)
-        return frame
-
-    def _own(self) -> dict[Flow, list[Flow]]:
-        """Inputs of which each run of a block reads one, as of a cache: all of them, for each."""
-        found: dict[tuple[Step, str], list[Flow]] = {}
-        times = Counter(f.source for f in self.flows)
-        for f in self.flows:
-            if isinstance(f.source, Tensor) and f.only and times[f.source] == 1:
-                found.setdefault((f.target, f.value.type_text), []).append(f)
-        out: dict[Flow, list[Flow]] = {}
-        for alike in found.values():
-            alike.sort(key=lambda f: f.only or (0, 0))
-            names = [f.source.label for f in alike if isinstance(f.source, Tensor)]
-            if one_each(f.only for f in alike) and in_order(names):
-                out.update(dict.fromkeys(alike, alike))
-        return out
 
     def _stub(
         self,
@@ -234,19 +202,19 @@ class _Chart:
 
     def _flow(self, flow: Flow) -> None:
         seen, label = self.seen, self.seen.shape_text(flow.value)
-        if flow in self.own:
-            if flow is self.own[flow][0]:
-                self._edge(self.stubs[flow.source, self._home(flow)], seen.ids[flow.target], label)
+        if flow in self.into.own:
+            if flow is self.into.own[flow][0]:
+                self._edge(self.stubs[flow.source, self.into.home(flow)], seen.ids[flow.target], label)
             return
         if flow.target in self.inside:
             if isinstance(flow.source, Tensor):
-                start = self.stubs[flow.source, self._home(flow)]
+                start = self.stubs[flow.source, self.into.home(flow)]
             else:
                 start = seen.ids[flow.source] if flow.source in self.inside else self.stubs[flow.value]
-            for port in self._path(flow) if not flow.note else ():
-                self._edge(start, self.ports[port], label)
-                start = self.ports[port]
-            self._edge(start, seen.ids[flow.target], label, self.kinds.get(flow, "data"), flow.note, flow.runs)
+            for port in self.into.path(flow) if not flow.note else ():
+                self._edge(start, self.into.ports[port], label)
+                start = self.into.ports[port]
+            self._edge(start, seen.ids[flow.target], label, self.into.kinds.get(flow, "data"), flow.note, flow.runs)
         elif isinstance(flow.source, Step):
             carried = self.frame[flow.source] is not None
             key = (flow.value, "out")
@@ -295,7 +263,7 @@ class _Chart:
         for (made, _), found in given.items():
             found.sort(key=lambda f: f[0] or (0, 0))
             names = [name for _, name, _, _ in found]
-            block = self._repeated(self.frame[made]) if one_each(f[0] for f in found) and in_order(names) else None
+            block = self.into.repeated(self.frame[made]) if one_each(f[0] for f in found) and in_order(names) else None
             for _, name, x, note in found[:1] if block else found:
                 key = f"out{len(self.boxes)}"
                 label = span(names) if block else "output" if name == "out" else name
@@ -310,68 +278,6 @@ class _Chart:
             i for i, b in enumerate(self.boxes) if b.id == name or (outer and self.seen.frames.within(b.block, outer))
         )
         return max(own) + 1
-
-    # -- residual connections
-    def _kinds(self) -> dict[Flow, EdgeKind]:
-        """An addend that leads past the whole computation of the other one is a residual connection.
-
-        A value with a note is another one than that on which the computation goes on.
-        """
-        import networkx as nx
-
-        into: dict[Step, list[Flow]] = {}
-        for f in self.seen.parts.flows:
-            into.setdefault(f.target, []).append(f)
-        g = nx.DiGraph([(f.source, f.target) for f in self.seen.parts.flows if not f.note])
-        g.add_nodes_from(self.seen.steps)
-        out: dict[Flow, EdgeKind] = {}
-        for step in self.steps:
-            arriving = into.get(step, ())
-            if step.head.op.ufunc != "add" or len(arriving) < 2:
-                continue
-            for f in arriving:
-                others = {o.source for o in arriving if o.source is not f.source}
-                if not f.note and any(f.source in g and nx.has_path(g, f.source, o) for o in others):
-                    out[f] = "residual"
-        return out
-
-    def _ports(self) -> dict[Port, str]:
-        """A value that enters a frame several times enters it once, through a box of its own.
-
-        It is read there as input and as residual, or by several steps of every run, as what attention across reads.
-        """
-        out: dict[Port, str] = {}
-        across: dict[Port, set[Step]] = {}
-        for flow in self.flows:
-            frame = self.frame.get(flow.target)
-            if flow.each and isinstance(flow.source, Step) and frame is not None and not self.seen.every:
-                across.setdefault((frame, flow.value), set()).add(flow.target)
-        for port, readers in across.items():
-            if len(readers) > 1:
-                out[port] = f"x{len(out)}"
-        for flow in self.kinds:
-            frame = self.frame.get(flow.target)
-            if frame is None or self.seen.every:
-                continue
-            source = self.frame.get(flow.source) if isinstance(flow.source, Step) else None
-            if not self.seen.frames.within(source, frame):
-                out.setdefault((frame, flow.value), f"x{len(out)}")
-        return out
-
-    def _entering(self, value: Tensor) -> str:
-        """What a value is called that enters a frame: x, or, if all runs take it from outside, whose it is."""
-        flow = next(f for f in self.flows if f.value is value)
-        return f"from {self.seen.labels[flow.source]}" if flow.each and isinstance(flow.source, Step) else "x"
-
-    def _path(self, flow: Flow) -> Iterable[Port]:
-        """The ports through which a flow enters the frames of its target, outermost first."""
-        found: list[Port] = []
-        frame = self.frame.get(flow.target)
-        while frame is not None:
-            if (frame, flow.value) in self.ports:
-                found.append((frame, flow.value))
-            frame = self.seen.frames.parent(frame)
-        return reversed(found)
 
 
 __all__ = ["MOST_BOXES", "check_size", "flowchart", "opened"]
