@@ -164,3 +164,46 @@ def test_what_each_run_has_of_its_own_is_one_box() -> None:
     assert inside["cache.0…4.key"] == inside["new.0…4.key"] == "×5" and not any(e.note for e in view.edges)
     shuffled = {f"new.{(2 * i) % 5}.key": x for i, x in enumerate(made)}  # no name says them in this order
     assert "layer0 → new.4.key: from 3 of 5" in notes({"y": h, **shuffled})
+
+
+def blocks_in_blocks(seed: int) -> Graph:
+    """Random blocks with blocks in them, which read values from outside and from other blocks' runs."""
+    r = random.Random(seed)
+    taps: list[tg.Tensor] = []
+    fresh = iter(range(10_000))
+    h, sides = tg.input("x", (tg.dim("B"), d)) * 2.0, [tg.input("z", (tg.dim("B"), d))]
+
+    def run(h: tg.Tensor, program: list[str | int], side: tg.Tensor) -> tg.Tensor:
+        first = h
+        for what in program:
+            if isinstance(what, int):
+                for t in range(what):
+                    with tg.scope(f"inner{t}", kind="Inner"):
+                        h = run(h, ["weight", "side"], side)
+            elif what == "weight":
+                h = tg.tanh(h @ tg.param(f"w{next(fresh)}", (d, d)))
+            else:
+                h = h * side if what == "side" else tg.permute(tg.exp(tg.permute(h, (1, 0))), (1, 0)) + first
+        return h
+
+    for number in range(r.randint(1, 3)):
+        program: list[str | int] = [r.choice(["weight", "side", "view"]) for _ in range(r.randint(1, 4))]
+        program += [r.randint(2, 4)] * r.randint(0, 1)
+        varied, made = r.random() < 0.4, []
+        for t in range(r.randint(2, 6)):
+            with tg.scope(f"block{number}.{t}", kind="Block"):
+                h = run(h, program, r.choice([*sides, *taps[-3:]]) if varied else sides[0])
+            made.append(h)
+        taps += r.sample(made, min(len(made), r.randint(1, 3)))
+        h = r.choice(UNARY)(h) + tg.cos(r.choice(taps))
+    return Graph({"y": h, **{f"h{i}": x for i, x in enumerate(taps) if r.random() < 0.3}})
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_any_graph_is_drawn_at_every_level_with_nothing_loose(seed: int) -> None:
+    graph = blocks_in_blocks(seed)
+    for level in ("flowchart", "ops", "backward"):
+        picture = draw(graph, level)  # type: ignore[arg-type]
+        assert picture.text and picture.mermaid
+        ends = {end for e in picture.view.edges for end in (e.source, e.target)}
+        assert level == "backward" or ends == {b.id for b in picture.view.boxes}

@@ -180,11 +180,11 @@ def one_each(only: Iterable[tuple[int, int] | None]) -> bool:
 
 def _made(steps: Steps, x: Tensor, step: Step) -> Tensor:
     """What a value is a view or cast of, if that stands in a repeated stretch and the view behind it."""
-    x = steps.origin.get(x, x)
+    at: Tensor | None = (x := steps.origin.get(x, x))
     stretches = steps.runs.place(steps.origin.get(step.head, step.head)).keys()
-    while not stretches <= steps.runs.place(x).keys():
-        x = next(y for y in x.inputs if steps.of.get(steps.resolve(y)) is step)
-    return x
+    while at is not None and not stretches <= steps.runs.place(at).keys():
+        at = next((y for y in at.inputs if steps.of.get(steps.resolve(y)) is step), None)
+    return at if at is not None else x  # a layer that is one step may hold nodes outside its head's stretch
 
 
 def _reading(steps: Steps) -> Iterator[tuple[Step, Tensor, Tensor, tuple[Tensor, Tensor]]]:
