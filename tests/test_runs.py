@@ -11,6 +11,7 @@ import pytest
 
 import tensorgraph as tg
 from tensorgraph.cli.target import open_target
+from tensorgraph.graph import Graph
 from tensorgraph.visualize import View, draw
 
 UNARY = [tg.tanh, tg.exp, tg.sin, tg.sigmoid, tg.square, tg.relu]

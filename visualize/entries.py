@@ -61,7 +61,7 @@ class Entries:
         for f in self.seen.parts.flows:
             into.setdefault(f.target, []).append(f)
         g = nx.DiGraph([(f.source, f.target) for f in self.seen.parts.flows if not f.note])
-        g.add_nodes_from(self.seen.steps)
+        g.add_nodes_from(end for f in self.seen.parts.flows for end in (f.source, f.target))
         out: dict[Flow, EdgeKind] = {}
         for step in self.steps:
             arriving = into.get(step, ())
@@ -69,7 +69,7 @@ class Entries:
                 continue
             for f in arriving:
                 others = {o.source for o in arriving if o.source is not f.source}
-                if not f.note and any(f.source in g and nx.has_path(g, f.source, o) for o in others):
+                if not f.note and any(nx.has_path(g, f.source, o) for o in others):
                     out[f] = "residual"
         return out
 
