@@ -1,10 +1,11 @@
 """The README's table: ours and the peers' scripts, A B A B in one run, so that a ratio holds when the machine drifts.
 
     python tests/benchmarks/table.py --peers FOLDER --python PEERS_PYTHON [--rounds 3] [--only train,decode]
-    python tests/benchmarks/table.py --print results.json
+    python tests/benchmarks/table.py --print results.json [--write]
 
 FOLDER holds peer_torch.py, peer_jax.py and peer_numpy.py, which take the words that ours.py takes and print JSON lines.
 What is absent or fails is left out, with a line saying so; results are kept after every run, and --resume goes on.
+--write puts the table into the README.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
+MARK = "<!-- table.py -->"
 CACHES = ("TENSORGRAPH_CACHE", "TORCHINDUCTOR_CACHE_DIR", "JAX_COMPILATION_CACHE_DIR")
 KEEP_ALL = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
 
@@ -187,8 +189,8 @@ def amount(value: float | None, figure: str) -> str:
     return f"{value:,.0f} MB" if figure == "rss_mb" else f"{value:.2f} s"
 
 
-def table(found: Results) -> str:
-    """Markdown. Each ratio stands beside what it should be at most, and is bold where it is more."""
+def table(found: Results, goals: bool = True) -> str:
+    """Markdown. With `goals`, each ratio stands beside what it should be at most, and is bold where it is more."""
     lines = ["| | ours | share of the limit | " + " | ".join(f"vs {p}" for p in PEERS) + " |", "|---" * 6 + "|"]
     for line in TABLE:
         ours = found.median(line.row, line.side, line.figure)
@@ -199,7 +201,7 @@ def table(found: Results) -> str:
         for peer in PEERS:
             ratio, limit = found.ratio(line, peer), line.peers.get(peer)
             text = "" if ratio is None else f"{ratio:.3g}"
-            if ratio is not None and limit is not None:
+            if goals and ratio is not None and limit is not None:
                 text = f"{text if ratio <= limit else f'**{text}**'} (≤ {limit:g})"
             cells.append(text)
         part = "" if share is None or "toy" in line.row else f"{share:.0%}"
@@ -231,6 +233,12 @@ def notes(found: Results) -> list[str]:
     return out
 
 
+def write(text: str, readme: Path = HERE.parents[1] / "README.md") -> None:
+    """Replace what stands between the README's two marks."""
+    before, _, after = readme.read_text(encoding="utf-8").split(MARK)
+    readme.write_text(f"{before}{MARK}\n{text}\n{MARK}{after}", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=Path, help="folder of the peers' scripts")
@@ -242,6 +250,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks.json"))
     parser.add_argument("--resume", action="store_true", help="keep what --out holds, and go on")
     parser.add_argument("--print", type=Path, dest="shown", help="only print the table of these results")
+    parser.add_argument("--write", action="store_true", help="put the table into the README")
     options = parser.parse_args()
     path = options.shown or options.out
     results = (
@@ -255,6 +264,8 @@ def main() -> None:
             print("# interrupted: --resume goes on", file=sys.stderr)
     found = Results(results)
     print(table(found), *notes(found), sep="\n")
+    if options.write:
+        write(table(found, goals=False))
 
 
 if __name__ == "__main__":
