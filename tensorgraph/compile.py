@@ -23,7 +23,7 @@ from .graph import Graph
 from .op import operand
 from .ops.random import generator
 from .optim import Optimizer
-from .passes import fuse, memory, orient, rewrite, together
+from .passes import fuse, memory, orient, rewrite, tile, together
 from .passes import program as programs
 from .passes import remat as remats
 from .tensor import Tensor, _hooks, as_tensor
@@ -199,7 +199,10 @@ class Compiled:
         if self.options.backend == "numpy" and self.options.remat == "none":  # it keeps small gradients for longer
             return together.lower(outputs, self.keys, self.donate)
         program = programs.lower(outputs, self.keys, self.donate)
-        return fuse.fuse(program, c_backend.MAPS, c_backend.SPECIAL) if self.options.backend == "c" else program
+        if self.options.backend != "c":
+            return program
+        program = fuse.fuse(program, c_backend.MAPS, c_backend.SPECIAL)
+        return tile.tile(program, c_backend.tileable, self.options.binding)
 
     def _rematerialised(self) -> tuple[remats.Choice, dict[str, Tensor], programs.Program]:
         """The graph with what is computed again, and its program. Raises BackendError[TG713]; SizeError for a budget
