@@ -189,10 +189,10 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
         entries, rows, en, rn = (self.size(d) for d in (tile.entries, tile.rows, Block(tile, 0), Block(tile, 1)))
         return [
             *lines,
-            f"    for (int64_t e0 = 0; !e0 || e0 < {entries}; e0 += {en})",
-            f"    for (int64_t r0 = 0; !r0 || r0 < {rows}; r0 += {rn}) {{",
-            f"    const int64_t en = tg_less({en}, {entries} - e0), rn = tg_less({rn}, {rows} - r0);",
-            f"    const int64_t at = e0 * {rows} + r0, rows = en * rn; (void)at; {{",
+            f"    for (int64_t entry = 0; !entry || entry < {entries}; entry += {en})",
+            f"    for (int64_t row = 0; !row || row < {rows}; row += {rn}) {{",
+            f"    const int64_t wide = tg_less({en}, {entries} - entry), high = tg_less({rn}, {rows} - row);",
+            f"    const int64_t at = entry * {rows} + row, rows = wide * high; (void)at; (void)rows; {{",
         ]
 
     def _compile(self) -> None:

@@ -94,7 +94,7 @@ class Kernels:
         fields = ", ".join([str(int(kind.size == 8)), "TG_FIXED", *sizes[:3], *columns, *sizes[3:], a, b, out])
         if step.tile is None:
             return [f"{{ const Gemm g = {{{fields}}}; c->rt->gemm(c, &g); }}"]
-        block = f"tg_rows((Gemm){{{fields}}}, {int(step in step.tile.sums)}, e0, en, r0, rn)"
+        block = f"tg_rows((Gemm){{{fields}}}, {int(step in step.tile.sums)}, entry, wide, row, high)"
         return [f"{{ const Gemm g = {block}; c->rt->gemm(c, &g); }}"]
 
     def _small(self, a: str, b: str, out: str, kind: DType, shape: Shape, strides: Shape) -> list[str]:

@@ -229,6 +229,7 @@ class _Grouping:
         self.succs: list[list[int]] = []
         self.readers: dict[Value, list[Piece]] = {}
         self.fits: dict[tuple[int, bool, Dim], bool] = {}
+        self.early = _early(pieces)
 
     def run(self) -> list[Step]:
         for i, p in enumerate(self.pieces):
@@ -323,9 +324,7 @@ class _Grouping:
         pinned = next((p.columns for p in a.pieces if p.columns is not None), None)
         if pinned is None or zero(pinned) or any(p.kind not in ("map", "total") or p.per_row for p in b.pieces):
             return None
-        if any(p.kind == "total" for p in b.pieces) and not any(
-            self.group[q] is a for p in b.pieces for q in self.preds[p.index]
-        ):  # a sum over all rows that is there before them: what needs it may join the rows
+        if any(p in self.early for p in b.pieces):
             return None
         return b.pieces if dims.same(dims.mul(b.size, pinned), a.size) else None
 
@@ -430,6 +429,24 @@ class _Grouping:
                     heapq.heappush(ready, (_rank(u), u.pieces[0].index, u.pieces[0].index, u))
         assert len(out) == len(groups), "groups make a cycle"
         return out
+
+
+def _early(pieces: list[Piece]) -> set[Piece]:
+    """Sums over everything of what is given (how many labels are real), and what they sum up: they come before the
+    rows that need them, and are not found beside those."""
+    given: dict[Value, Piece] = {}
+    out: set[Piece] = set()
+    for p in pieces:
+        inner = [v.root for v in p.inputs if v.root.kind == "arena"]
+        if p.kind in ("map", "total") and all(v in given for v in inner):
+            given.update((v, p) for v in p.outputs if p.kind == "map" and v.kind == "arena")
+            stack = [p] if p.kind == "total" else []
+            while stack:
+                q = stack.pop()
+                if q not in out:
+                    out.add(q)
+                    stack += [given[v.root] for v in q.inputs if v.root in given]
+    return out
 
 
 def _rank(g: _Group) -> int:
