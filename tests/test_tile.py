@@ -9,7 +9,7 @@ from test_c_random import Program, _Writer, examine
 import tensorgraph as tg
 from tensorgraph import autodiff
 from tensorgraph.backends import cpu
-from tensorgraph.passes import fuse, program, tile
+from tensorgraph.passes import fuse, masks, program, remat, tile
 
 pytestmark = pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler")
 
@@ -144,3 +144,44 @@ def test_no_rows_at_all(blocks):
 def test_small_graphs_have_no_tiles():
     outputs, _, sizes = transformer()
     assert not tiles(tg.compile(outputs, backend="c", binding=sizes))
+
+
+def attend(**options):
+    """Attention over 65 positions, and its gradients, as NumPy has them; which of its tiles are causal."""
+    B, T, k = tg.dim("B"), 65, 8
+    q, kk, v = (tg.input(n, (B, h, T, k), "float64") for n, h in (("q", 4), ("k", 2), ("v", 2)))
+    r = np.random.default_rng(0)
+    values = {n: r.standard_normal((2, h, T, k)) for n, h in (("q", 4), ("k", 2), ("v", 2))}
+    given = {n: tg.input(n, a.shape, str(a.dtype)) for n, a in options.items() if isinstance(a, np.ndarray)}
+    values |= {n: a for n, a in options.items() if n in given}
+    y = tg.attention(q, kk, v, **{**options, **given})
+    out = [y, *autodiff.grad((y * y).sum(), [q, kk, v])]
+    f = tg.compile(out, backend="c", binding={"B": 2})
+    for have, want in zip(f(**values), tg.compile(out, backend="numpy")(**values), strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-11, atol=1e-12)
+    return [t.causal for t in tiles(f)]
+
+
+@pytest.mark.parametrize(("size", "fewest"), [(1, 1), (1, 20), (1 << 16, 1)])
+def test_columns_after_the_row_are_left_out_where_they_count_for_nothing(size, fewest, blocks, monkeypatch):
+    blocks(30_000, size, fewest)
+    monkeypatch.setattr(masks, "LARGE", 1)
+    monkeypatch.setattr(remat, "SCORES", 1)
+    assert attend(causal=True) == [True, True]
+    assert attend(causal=True, window=5) == [True, True]
+    assert attend(causal=True, softcap=2.0) == [True, True]
+    assert attend() == [False, False]
+    hides = np.random.default_rng(1).random((1, 1, 65, 65)) < 0.5
+    hides[:, :, 3] = False  # a row that sees nothing weighs all alike, also what comes after it
+    assert attend(causal=True, mask=hides) == [False, False]
+    assert attend(causal=True, mask=np.where(hides, 0.0, -1e300)) == [False, False]
+
+
+def test_scores_that_are_vast_are_made_again(blocks):
+    outputs, _, sizes = transformer()
+    kept = tg.compile(outputs, backend="c", binding=sizes)
+    assert kept.cost(sizes).recomputed.all == 0
+    sizes = {"B": 32, "T": 1024}
+    again = tg.compile(outputs, backend="c", binding=sizes)
+    assert again.cost(sizes).recomputed.products == 2 * 32 * 4 * 1024 * 1024 * 8
+    assert again.memory(sizes).peak < 0.2 * kept.memory(sizes).peak

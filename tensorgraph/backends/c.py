@@ -49,6 +49,16 @@ TG_PART void tg_from(Call *c, void *const *a, int64_t lo, int64_t hi, int64_t bl
     const int64_t from = (int64_t)(intptr_t)a[1];
     ((Fn)a[0])(c, a + 2, from + lo, from + hi, block, w);
 }
+/* a product with no more than the seen columns of what is local: they are its m, n or k */
+TG_PART Gemm tg_seen(Gemm g, int sum, char axis, int64_t seen) {
+    int64_t *const d = axis == 'm' ? &g.m : axis == 'n' ? &g.n : &g.k;
+    if (sum && seen < *d && !g.add) { /* later blocks see more, and add to it */
+        memset(g.c, 0, (size_t)(g.m * g.ldc * (g.wide ? 8 : 4)));
+        g.add = 1;
+    }
+    *d = seen;
+    return g;
+}
 /* the part of a product that belongs to rows r.. of entries e.. : of its result, or (sum) of what it sums up */
 TG_PART Gemm tg_rows(Gemm g, int sum, int64_t e, int64_t en, int64_t r, int64_t rn) {
     const int64_t z = g.wide ? 8 : 4, e2 = e % g.batch[2], e1 = e / g.batch[2] % g.batch[1];
@@ -186,13 +196,16 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
         self.tile = tile
         if tile is None:
             return lines
+        columns = [self.size(d) for d in tile.local.values()][:1]
         entries, rows, en, rn = (self.size(d) for d in (tile.entries, tile.rows, Block(tile, 0), Block(tile, 1)))
         return [
             *lines,
             f"    for (int64_t entry = 0; !entry || entry < {entries}; entry += {en})",
             f"    for (int64_t row = 0; !row || row < {rows}; row += {rn}) {{",
             f"    const int64_t wide = tg_less({en}, {entries} - entry), high = tg_less({rn}, {rows} - row);",
-            f"    const int64_t at = entry * {rows} + row, rows = wide * high; (void)at; (void)rows; {{",
+            f"    const int64_t at = entry * {rows} + row, rows = wide * high; (void)at; (void)rows;",
+            *[f"    const int64_t seen = wide > 1 ? {d} : tg_less(row + high, {d});" for d in columns if tile.causal],
+            "    {",
         ]
 
     def _compile(self) -> None:
@@ -237,13 +250,17 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
         region = cgen.Region(step, self.size)
         columns, rows = self.size(step.columns), self.size(step.rows)
         head, foot, after = self._across(step, region)
-        loop = self._flat(region) if region.flat else self._rows(step, region, columns)
+        causal = step.tile is not None and step.tile.causal
+        loop = self._flat(region) if region.flat else self._rows(step, region, columns, "seen" if causal else columns)
+        if causal:
+            head.insert(0, f"const int64_t seen = (int64_t)(intptr_t)a[{len(region.roots)}];")
         body = [OPEN, *["    " + x for x in (*region.pointers, *head, *loop, *foot)], "}"]
         f = self._function(body)
         args = ", ".join(self.pointer(r) for r in region.roots) or "0"  # complete only now that the body is written
         n = columns if region.flat else rows
         if step.tile is not None:
             args, n = f"(void *){f}, (void *)(intptr_t)at, {args}", "rows"
+            args += ", (void *)(intptr_t)seen" if causal else ""
             f = "tg_from"
         if step.serial:
             run = f"{f}(c, a, 0, {n}, 0, c->w);"
@@ -306,7 +323,7 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
             "}",
         ]
 
-    def _rows(self, step: Step, region: cgen.Region, columns: str) -> list[str]:
+    def _rows(self, step: Step, region: cgen.Region, columns: str, seen: str) -> list[str]:
         lines: list[str] = []
         local = type(step.columns) is int and step.columns <= ROW_BUFFER
         for i, (name, kind) in enumerate(region.buffers):
@@ -338,7 +355,7 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
             pending += stage.stores
             inner += [
                 f'_Pragma("omp simd{clauses}")',
-                f"for (int64_t j = 0; j < {columns}; j++) {{",
+                f"for (int64_t j = 0; j < {seen}; j++) {{",
                 *["    " + x for x in stage.columns],
                 "}",
             ]

@@ -94,7 +94,12 @@ class Kernels:
         fields = ", ".join([str(int(kind.size == 8)), "TG_FIXED", *sizes[:3], *columns, *sizes[3:], a, b, out])
         if step.tile is None:
             return [f"{{ const Gemm g = {{{fields}}}; c->rt->gemm(c, &g); }}"]
-        block = f"tg_rows((Gemm){{{fields}}}, {int(step in step.tile.sums)}, entry, wide, row, high)"
+        sums, local = int(step in step.tile.sums), step.tile.local
+        block = f"tg_rows((Gemm){{{fields}}}, {sums}, entry, wide, row, high)"
+        if step.tile.causal:
+            left = piece.inputs[0].root in local
+            axis = ("m" if left else "n") if sums else "n" if piece.outputs[0] in local else "k"
+            block = f"tg_seen({block}, {sums}, '{axis}', seen)"
         return [f"{{ const Gemm g = {block}; c->rt->gemm(c, &g); }}"]
 
     def _small(self, a: str, b: str, out: str, kind: DType, shape: Shape, strides: Shape) -> list[str]:

@@ -77,13 +77,15 @@ FEWEST = 256  # where that many rows take no more: each block reads whole what a
 class Tile:
     """Kernels that run together, block after block of rows: `rows` in each of `entries` of a batch.
 
-    `local`: values that have room for one block, by their columns; `sums`: products that sum over the rows.
+    `local`: values that have room for one block, by their columns; `sums`: products that sum over the rows. `causal`:
+    columns after a block's last row count for nothing.
     """
 
     entries: Dim
     rows: Dim
     local: dict[Value, Dim] = field(default_factory=dict)
     sums: set[Kernel] = field(default_factory=set)
+    causal: bool = False
 
     def block(self, binding: Mapping[str, int]) -> tuple[int, int]:
         """(entries, rows) of a block: some whole entries, or some rows of one. It depends on sizes alone."""

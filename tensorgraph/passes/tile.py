@@ -15,6 +15,7 @@ from .. import dims
 from ..dims import Dim, Shape
 from ..errors import SizeError
 from . import fuse
+from .causal import causal
 from .fuse import Piece, Step
 from .layout import identical, layout, one, per_row, row_major, zero
 from .program import Program, Tile, Value
@@ -103,6 +104,7 @@ class _Tiling:
             self.unit[n] = set(roles)
             if role == "sums":
                 tile.sums.add(self.steps[n])
+        tile.causal = bool(roles) and causal([self.steps[n] for n in sorted(roles)], tile)
 
     def _together(self, more: dict[int, str], roles: dict[int, str], tile: Tile, lead: Shape) -> bool:
         """Whether steps may run block by block: each with what others made of its rows, and none else in between."""
