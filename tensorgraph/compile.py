@@ -215,6 +215,7 @@ class Compiled:
 
         def at(choice: remats.Choice) -> tuple[remats.Choice, dict[str, Tensor], programs.Program]:
             outputs = remats.remat(self._plain, choice, scores)
+            choice = choice._replace(scores=len(set(scores.values())))
             return choice, outputs, self._lower(outputs)
 
         if budget is None:

@@ -10,6 +10,7 @@ import tensorgraph as tg
 from tensorgraph import autodiff
 from tensorgraph.backends import cpu
 from tensorgraph.passes import fuse, masks, program, remat, tile
+from tensorgraph.profile import profile
 
 pytestmark = pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler")
 
@@ -80,10 +81,10 @@ def test_many_random_programs_in_small_blocks(start, size, fewest, blocks):
     examine(range(start, start + 120), products)
 
 
-def transformer(heads: int = 4, groups: int = 2, ignore: int | None = -100) -> tuple[dict, dict, dict]:
+def transformer(batch: int = 3, length: int = 37, ignore: int | None = -100) -> tuple[dict, dict, dict]:
     """A block of grouped causal attention and a head, with symbolic sizes: (loss and gradients, values, sizes)."""
     B, T = tg.dims("B T")
-    d, k, V = 32, 8, 67
+    d, k, V, heads, groups = 32, 8, 67, 4, 2
     shapes = {"e": (V, d), "q": (d, heads * k), "k": (d, groups * k), "v": (d, groups * k), "o": (heads * k, d)}
     p = {n: tg.param(n, s, "float64") for n, s in shapes.items()}
     ids, labels = tg.input("ids", (B, T), "int32"), tg.input("labels", (B, T), "int32")
@@ -93,10 +94,10 @@ def transformer(heads: int = 4, groups: int = 2, ignore: int | None = -100) -> t
     a = tg.attention(q, kk, v, causal=True).permute(0, 2, 1, 3).reshape(B, T, heads * k)
     x = tg.layer_norm(x + a @ p["o"], None, None)
     loss = tg.cross_entropy(x @ p["e"].T, labels, ignore=ignore)
-    sizes = {"B": 3, "T": 37}
+    sizes = {"B": batch, "T": length}
     r = np.random.default_rng(0)
     values = {n: r.standard_normal(s) for n, s in shapes.items()}
-    values |= {n: r.integers(0, V, (3, 37)).astype("int32") for n in ("ids", "labels")}
+    values |= {n: r.integers(0, V, (batch, length)).astype("int32") for n in ("ids", "labels")}
     if ignore is not None:
         values["labels"][0, :5] = ignore
     grads = autodiff.grad(loss, list(p.values()))
@@ -178,10 +179,23 @@ def test_columns_after_the_row_are_left_out_where_they_count_for_nothing(size, f
 
 
 def test_scores_that_are_vast_are_made_again(blocks):
-    outputs, _, sizes = transformer()
-    kept = tg.compile(outputs, backend="c", binding=sizes)
+    kept = tg.compile(transformer()[0], backend="c")
+    outputs, values, sizes = transformer(32, 1024)
     assert kept.cost(sizes).recomputed.all == 0
-    sizes = {"B": 32, "T": 1024}
     again = tg.compile(outputs, backend="c", binding=sizes)
     assert again.cost(sizes).recomputed.products == 2 * 32 * 4 * 1024 * 1024 * 8
     assert again.memory(sizes).peak < 0.2 * kept.memory(sizes).peak
+    assert str(again.remat()).startswith("computed again: the scores of 1 attentions; peak ")
+    need = again.memory(sizes).peak
+    with pytest.raises(tg.BackendError, match=r"TG710.*the limit is"):
+        tg.compile(outputs, backend="c", binding=sizes, memory_limit=need - 1)(**values)
+
+
+def test_steps_of_a_tile_are_timed(blocks):
+    blocks(20_000, 1, 7)
+    outputs, values, sizes = transformer()
+    f = tg.compile(outputs, backend="c", binding=sizes)
+    found = profile(f, values, sizes, runs=2)
+    inside = {p.kernel.node for s in f.program.kernels if s.tile is not None for p in s.pieces}
+    assert inside
+    assert all(seconds > 0 for t, seconds in found.rows if t in inside)

@@ -14,14 +14,16 @@ from ..tensor import Tensor, make
 from .program import Kernel, Program, Value
 
 LARGE = 1 << 22  # bytes: what does not stay in cache
+CHEAP = {"less", "less_equal", "greater", "greater_equal", "equal", "not_equal", "logical_and", "logical_or",
+         "logical_not", "where", "add", "sub"}  # fmt: skip
 
 
 def unfold(program: Program, maps: Container[str], binding: Mapping[str, int]) -> None:
-    """Replace large tables among the inputs of elementwise kernels by kernels over the reader's shape, before it."""
+    """Replace large tables among the inputs of elementwise kernels (`maps`) by kernels over the reader's shape."""
 
     def large(t: Tensor) -> bool:
         try:
-            return t.op.name in maps and dims.evaluate(t.size, binding) * t.dtype.size >= LARGE
+            return t.op.name in CHEAP and dims.evaluate(t.size, binding) * t.dtype.size >= LARGE
         except SizeError:
             return False
 

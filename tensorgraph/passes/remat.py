@@ -27,15 +27,18 @@ Regions = Mapping[Tensor, Hashable]
 
 
 class Choice(NamedTuple):
-    """How many layers, from the first on, are computed again; and over how many of them one kept value reaches."""
+    """How many layers, from the first on, are computed again; and over how many of them one kept value reaches. Of how
+    many attentions the scores are."""
 
     layers: int = 0
     stride: int = 1
+    scores: int = 0
 
     def __str__(self) -> str:
-        if not self.layers:
-            return "none"
-        return f"{self.layers} layers" + (f", one value kept for every {self.stride}" if self.stride > 1 else "")
+        kept = f", one value kept for every {self.stride}" if self.stride > 1 else ""
+        parts = [f"{self.layers} layers{kept}"] if self.layers else []
+        parts += [f"the scores of {self.scores} attentions"] if self.scores else []
+        return " and ".join(parts) or "none"
 
 
 def mode(text: str) -> tuple[str, int | None]:
@@ -169,14 +172,14 @@ def scores(outputs: Outputs, binding: Mapping[str, int]) -> dict[Tensor, Hashabl
         n = known(t)
         return n >= SCORES and all(0 < AGAIN * known(x) <= n for x in t.inputs)
 
-    forward = _forward(outputs)
-    seeds = [t for t in forward if t.op.name == "matmul" and vast(t)]
+    seeds = {t for t in topological(outputs.values()) if t.op.name == "matmul" and vast(t)}
+    forward = _forward(outputs) if seeds else []
     users: dict[Tensor, list[Tensor]] = {}
-    for t in forward if seeds else ():
+    for t in forward:
         for x in t.inputs:
             users.setdefault(x, []).append(t)
     found: dict[Tensor, Hashable] = {}
-    for seed in seeds:
+    for seed in [t for t in forward if t in seeds]:
         region, stack = {seed}, [seed]
         while stack:
             for u in users.get(stack.pop(), ()):
