@@ -78,7 +78,7 @@ def test_random_programs_in_small_blocks(start, size, fewest, blocks):
 @pytest.mark.parametrize(("start", "size", "fewest"), [(100, 1, 1), (300, 2000, 1), (500, 1, 7), (700, 9000, 5)])
 def test_many_random_programs_in_small_blocks(start, size, fewest, blocks):
     blocks(1, size, fewest)
-    examine(range(start, start + 120), products)
+    examine(range(start, start + 60), products)
 
 
 def transformer(batch: int = 3, length: int = 37, ignore: int | None = -100) -> tuple[dict, dict, dict]:
