@@ -58,7 +58,7 @@ def compile(
     number of threads gives the same bits; else exp, tanh and erf are polynomials, and large products are cut by the
     number of threads: the same bits from run to run.
     `remat`: forward values that backward reads are kept ("none"; but generated C makes scores of attention again that
-    are 64 MB or more by `binding`) or computed again, layer by layer ("block"), also the layers' own inputs ("full"),
+    are 16 MB or more by `binding`) or computed again, layer by layer ("block"), also the layers' own inputs ("full"),
     or for as few layers as bring the peak under "budget=2GB" (which needs `binding`).
     `memory_limit`: bytes that a call may need in all; by default what the system has free.
     Raises BackendError[TG700] for an unknown backend, [TG704] for "c" without a C compiler, [TG712] for an unknown

@@ -20,7 +20,7 @@ from ..tensor import PICK, Scope, Tensor, make, reached, scope, topological
 from .program import size_only
 from .rewrite import Outputs, again, date, in_order
 
-SCORES, AGAIN = 1 << 26, 8
+SCORES, AGAIN = 1 << 24, 8
 CHECKPOINT, RECOMPUTED = "checkpoint", "recomputed"
 UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 Regions = Mapping[Tensor, Hashable]
