@@ -43,6 +43,11 @@ TG_PART int64_t tg_parts(const Call *c, int64_t work) {
 TG_PART void tg_run(Call *c, Fn fn, void *const *a, int64_t n, int64_t parts, int64_t unit) {
     if (parts < 2) fn(c, a, 0, n, 0, c->w); else c->rt->run(c, fn, a, n, parts, unit);
 }
+""".replace("TG_GRAIN", str(GRAIN))
+
+
+# What the steps of tiles need.
+TILES = """
 TG_FN int64_t tg_less(int64_t a, int64_t b) { return a < b ? a : b; }
 /* a[0], from row a[1] on */
 TG_PART void tg_from(Call *c, void *const *a, int64_t lo, int64_t hi, int64_t block, char *w) {
@@ -75,8 +80,7 @@ TG_PART Gemm tg_rows(Gemm g, int sum, int64_t e, int64_t en, int64_t r, int64_t 
     g.a = (const char *)g.a + z * a; g.b = (const char *)g.b + z * b; g.c = (char *)g.c + z * y;
     return g;
 }
-""".replace("TG_GRAIN", str(GRAIN))
-
+"""
 
 # Around a step, if it is timed: seconds added up in the unit.
 CLOCK = "struct timespec t0, t1; clock_gettime(CLOCK_MONOTONIC, &t0);"
@@ -132,12 +136,10 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
 
     def pointer(self, root: Value | Buffer) -> str:
         text = f"p[{self.slots.setdefault(root, len(self.slots))}]"
-        if (
-            isinstance(root, Value) and self.tile is not None and root in self.tile.local
-        ):  # as if there were room for all
-            stride = f"{self.size(self.tile.local[root])} * {root.dtype.size}"
-            return f"(void *)((uintptr_t){text} - (uintptr_t)(at * {stride}))"
-        return text
+        if self.tile is None or not isinstance(root, Value) or root not in self.tile.local:
+            return text
+        row = f"{self.size(self.tile.local[root])} * {root.dtype.size}"
+        return f"(void *)((uintptr_t){text} - (uintptr_t)(at * {row}))"  # as if there were room for all rows
 
     # -- building
     def _build(self) -> None:
@@ -157,7 +159,7 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
                 self.segments[-1] += ["    " + x for x in clocked]
                 continue
             assert step.tile is None, "a tile has a step that is no C"
-            if around:
+            if around:  # the end of a tile
                 self.segments[-1] += around
             piece = step.pieces[0]
             needed.update([*piece.inputs, *piece.outputs])
@@ -217,7 +219,8 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
         clocks = [f"#include <time.h>\ndouble tg_spent[{len(self.spent)}];"] if self.timed else []
         args = "(Call *c, void *const *a, int64_t lo, int64_t hi, int64_t block, char *w) {"
         functions = [f"TG_PART void {name}{args}\n{body}" for body, name in self.functions.items()]
-        parts = [cpu.text("runtime.h"), cgen.MATHS, PRELUDE, *packed, *clocks, *functions]
+        tiles = [TILES] if any(s.tile is not None for s in cast("list[Step]", self.program.kernels)) else []
+        parts = [cpu.text("runtime.h"), cgen.MATHS, PRELUDE, *tiles, *packed, *clocks, *functions]
         for i, body in enumerate(self.segments):
             parts += [
                 f"TG_COLD int segment{i}(Call *c) {{",

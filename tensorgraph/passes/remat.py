@@ -172,8 +172,9 @@ def scores(outputs: Outputs, binding: Mapping[str, int]) -> dict[Tensor, Hashabl
         n = known(t)
         return n >= SCORES and all(0 < AGAIN * known(x) <= n for x in t.inputs)
 
-    seeds = {t for t in topological(outputs.values()) if t.op.name == "matmul" and vast(t)}
-    forward = _forward(outputs) if seeds else []
+    nodes = reached(outputs.values())
+    seeds = {t for t in nodes if t.op.name == "matmul" and not t.scope.backward and vast(t)}
+    forward = _forward(outputs) if seeds and any(t.scope.backward for t in nodes) else []
     users: dict[Tensor, list[Tensor]] = {}
     for t in forward:
         for x in t.inputs:
