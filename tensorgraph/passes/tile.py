@@ -20,7 +20,10 @@ from .fuse import Piece, Step
 from .layout import identical, layout, one, per_row, row_major, zero
 from .program import Program, Tile, Value
 
-WIDE = 1 << 24  # bytes from which on a value is worth a tile
+WIDE, LONGER = (
+    1 << 24,
+    4,
+)  # bytes from which on a value is worth a tile, if its rows are so much longer than its maker's
 UNKNOWN = 1024  # what a symbol counts for where it has no value yet
 Fits = Callable[[Piece], bool]
 
@@ -45,7 +48,7 @@ class _Tiling:
 
     def run(self) -> list[Step]:
         """The steps in order; those of a tile next to each other."""
-        seeds = [n for n, s in enumerate(self.steps) if self._product(s) and self._wide(s.outputs[0])]
+        seeds = [n for n, s in enumerate(self.steps) if self._product(s) and self._wide(s.pieces[0])]
         if seeds:
             self._depend()
         for n in seeds:
@@ -57,13 +60,18 @@ class _Tiling:
         p = s.pieces[0]
         return p.kind == "special" and p.name == "matmul" and all(len(v.shape) > 1 for v in p.inputs) and self.fits(p)
 
-    def _wide(self, v: Value) -> bool:
-        size = dims.size(v.shape)
+    def _wide(self, p: Piece) -> bool:
+        """Whether a product's result is large, and its rows far longer than those it is made of."""
+
+        def number(d: Dim) -> int:
+            return dims.evaluate(d, {n: self.binding.get(n, UNKNOWN) for n in dims.free(d)})
+
+        out = p.outputs[0]
         try:
-            n = dims.evaluate(size, {d: self.binding.get(d, UNKNOWN) for d in dims.free(size)})
+            large = number(dims.size(out.shape)) * out.dtype.size >= WIDE
+            return large and number(out.shape[-1]) > LONGER * number(p.inputs[0].shape[-1])
         except SizeError:  # what an unknown size stands for is not divisible as the graph demands
             return False
-        return n * v.dtype.size >= WIDE
 
     def _depend(self) -> None:
         """What must run after each step: readers of what it makes, and who overwrites a leaf that it touches."""
@@ -83,7 +91,7 @@ class _Tiling:
     # -- growing
     def _grow(self, seed: Value) -> None:
         lead, rows = seed.shape[:-2], seed.shape[-2]
-        tile = Tile(dims.size(lead), rows)
+        tile, size = Tile(dims.size(lead), rows), dims.size(seed.shape)
         roles: dict[int, str] = {}  # of its steps
         seen, queue = {seed}, [seed]
         while queue:
@@ -96,7 +104,8 @@ class _Tiling:
             tile.local[v] = dims.div(dims.size(v.shape), dims.mul(tile.entries, rows))
             for n in around:
                 for w in dict.fromkeys(x.root for x in (*self.steps[n].inputs, *self.steps[n].outputs)):
-                    if w not in seen and w in self.makers and w in self.readers and self._wide(w):
+                    like = w in self.makers and w in self.readers and dims.same(dims.size(w.shape), size)
+                    if like and w not in seen:
                         seen.add(w)
                         queue.append(w)
         for n, role in roles.items():
