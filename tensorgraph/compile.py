@@ -23,7 +23,7 @@ from .graph import Graph
 from .op import operand
 from .ops.random import generator
 from .optim import Optimizer
-from .passes import fuse, memory, orient, rewrite, together
+from .passes import fuse, masks, memory, orient, rewrite, tile, together
 from .passes import program as programs
 from .passes import remat as remats
 from .tensor import Tensor, _hooks, as_tensor
@@ -57,8 +57,9 @@ def compile(
     `strict`: generated C takes exp, tanh and erf of float32 from libm, small products round twice per element, and any
     number of threads gives the same bits; else exp, tanh and erf are polynomials, and large products are cut by the
     number of threads: the same bits from run to run.
-    `remat`: forward values that backward reads are kept ("none") or computed again, layer by layer ("block"), also the
-    layers' own inputs ("full"), or for as few layers as bring the peak under "budget=2GB" (which needs `binding`).
+    `remat`: forward values that backward reads are kept ("none"; but generated C makes scores of attention again that
+    are 16 MB or more by `binding`) or computed again, layer by layer ("block"), also the layers' own inputs ("full"),
+    or for as few layers as bring the peak under "budget=2GB" (which needs `binding`).
     `memory_limit`: bytes that a call may need in all; by default what the system has free.
     Raises BackendError[TG700] for an unknown backend, [TG704] for "c" without a C compiler, [TG712] for an unknown
     `remat`, [TG713] for a budget that cannot be met; the call, [TG710] where it would not fit in memory.
@@ -199,16 +200,22 @@ class Compiled:
         if self.options.backend == "numpy" and self.options.remat == "none":  # it keeps small gradients for longer
             return together.lower(outputs, self.keys, self.donate)
         program = programs.lower(outputs, self.keys, self.donate)
-        return fuse.fuse(program, c_backend.MAPS, c_backend.SPECIAL) if self.options.backend == "c" else program
+        if self.options.backend != "c":
+            return program
+        masks.unfold(program, c_backend.MAPS, self.options.binding)
+        program = fuse.fuse(program, c_backend.MAPS, c_backend.SPECIAL)
+        return tile.tile(program, c_backend.tileable, self.options.binding)
 
     def _rematerialised(self) -> tuple[remats.Choice, dict[str, Tensor], programs.Program]:
         """The graph with what is computed again, and its program. Raises BackendError[TG713]; SizeError for a budget
         without sizes."""
         kind, budget = remats.mode(self.options.remat)
         choices = remats.choices(self._plain) if kind != "none" else [remats.Choice()]
+        scores = remats.scores(self._plain, self.options.binding) if self.options.backend == "c" else {}
 
         def at(choice: remats.Choice) -> tuple[remats.Choice, dict[str, Tensor], programs.Program]:
-            outputs = remats.remat(self._plain, choice)
+            outputs = remats.remat(self._plain, choice, scores)
+            choice = choice._replace(scores=len(set(scores.values())))
             return choice, outputs, self._lower(outputs)
 
         if budget is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -18,12 +18,12 @@ from ..dims import Dim
 from ..errors import DataError
 from ..passes.fuse import BLOCKS, Step
 from ..passes.memory import Plan, plan
-from ..passes.program import Buffer, Program, Value
+from ..passes.program import Buffer, Program, Tile, Value
 from ..tensor import Tensor
 from . import cgen, cpacked, cpu
 from . import numpy as plain
 from .cgen import MAPS, c_type
-from .ckernels import OPEN
+from .ckernels import OPEN, tileable
 from .ckernels import SPECIAL as PLAIN
 
 SPECIAL = PLAIN | cpacked.SPECIAL
@@ -46,6 +46,42 @@ TG_PART void tg_run(Call *c, Fn fn, void *const *a, int64_t n, int64_t parts, in
 """.replace("TG_GRAIN", str(GRAIN))
 
 
+# What the steps of tiles need.
+TILES = """
+TG_FN int64_t tg_less(int64_t a, int64_t b) { return a < b ? a : b; }
+/* a[0], from row a[1] on */
+TG_PART void tg_from(Call *c, void *const *a, int64_t lo, int64_t hi, int64_t block, char *w) {
+    const int64_t from = (int64_t)(intptr_t)a[1];
+    ((Fn)a[0])(c, a + 2, from + lo, from + hi, block, w);
+}
+/* a product with no more than the seen columns of what is local: they are its m, n or k */
+TG_PART Gemm tg_seen(Gemm g, int sum, char axis, int64_t seen) {
+    int64_t *const d = axis == 'm' ? &g.m : axis == 'n' ? &g.n : &g.k;
+    if (sum && seen < *d && !g.add) { /* later blocks see more, and add to it */
+        memset(g.c, 0, (size_t)(g.m * g.ldc * (g.wide ? 8 : 4)));
+        g.add = 1;
+    }
+    *d = seen;
+    return g;
+}
+/* the part of a product that belongs to rows r.. of entries e.. : of its result, or (sum) of what it sums up */
+TG_PART Gemm tg_rows(Gemm g, int sum, int64_t e, int64_t en, int64_t r, int64_t rn) {
+    const int64_t z = g.wide ? 8 : 4, e2 = e % g.batch[2], e1 = e / g.batch[2] % g.batch[1];
+    const int64_t e0 = e / (g.batch[2] * g.batch[1]);
+    int64_t a = sum ? r * g.a1 : r * g.a0, b = sum ? r * g.b0 : 0, y = sum ? 0 : r * g.ldc;
+    g.first = e; g.count = en; g.add = sum && r > 0;
+    if (sum) g.k = rn; else g.m = rn;
+    if (en == 1) {
+        a += e0 * g.as[0] + e1 * g.as[1] + e2 * g.as[2];
+        b += e0 * g.bs[0] + e1 * g.bs[1] + e2 * g.bs[2];
+        y += e0 * g.cs[0] + e1 * g.cs[1] + e2 * g.cs[2];
+        g.first = 0; g.batch[0] = g.batch[1] = g.batch[2] = 1;
+    }
+    g.a = (const char *)g.a + z * a; g.b = (const char *)g.b + z * b; g.c = (char *)g.c + z * y;
+    return g;
+}
+"""
+
 # Around a step, if it is timed: seconds added up in the unit.
 CLOCK = "struct timespec t0, t1; clock_gettime(CLOCK_MONOTONIC, &t0);"
 SPENT = (
@@ -63,14 +99,22 @@ def keep(t: Tensor) -> bool:
     return t.op.name in cgen.MAPS or t.op.style not in ("softmax", "activation")
 
 
+class Block(NamedTuple):
+    """A size that only a binding tells: how many entries (axis 0) or rows (1) a block of a tile has."""
+
+    tile: Tile
+    axis: int
+
+
 class Lowered(cpacked.PackedKernels, plain.Lowered):
     """A fused program as C and as the Python that calls it."""
 
     def __init__(self, program: Program, name: str = "graph", strict: bool = False, timed: bool = False) -> None:
         self.strict = strict
         self.slots: dict[Value | Buffer, int] = {}
-        self.c_sizes: list[Dim] = []
-        self._c_slot: dict[Dim, int] = {}
+        self.c_sizes: list[Dim | Block] = []
+        self._c_slot: dict[Dim | Block, int] = {}
+        self.tile: Tile | None = None  # what the step in hand belongs to
         self.functions: dict[str, str] = {}  # body -> name
         self.segments: list[list[str]] = []
         self.scratch: list[Dim] = []
@@ -82,7 +126,7 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
         return Bound(self, binding, plan(self.program, binding))
 
     # -- sizes and pointers
-    def size(self, d: Dim) -> str:
+    def size(self, d: Dim | Block) -> str:
         if type(d) is int:
             return str(d)
         if d not in self._c_slot:
@@ -91,7 +135,11 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
         return f"s[{self._c_slot[d]}]"
 
     def pointer(self, root: Value | Buffer) -> str:
-        return f"p[{self.slots.setdefault(root, len(self.slots))}]"
+        text = f"p[{self.slots.setdefault(root, len(self.slots))}]"
+        if self.tile is None or not isinstance(root, Value) or root not in self.tile.local:
+            return text
+        row = f"{self.size(self.tile.local[root])} * {root.dtype.size}"
+        return f"(void *)((uintptr_t){text} - (uintptr_t)(at * {row}))"  # as if there were room for all rows
 
     # -- building
     def _build(self) -> None:
@@ -99,19 +147,26 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
         needed: set[Value] = set()
         lines: list[str] = []
         for number, step in enumerate(steps):
+            around = self._blocks(step.tile) if step.tile is not self.tile else []
             text = self._region(step) if step.region else self.special(step)
             if text is not None:
                 if not lines or not lines[-1].startswith("F.segment"):
                     lines.append(f"F.segment{len(self.segments)}(v.call)")
                     self.segments.append([])
+                self.segments[-1] += around
                 self.segments[-1].append(f"    /* {self._note(step.outputs[-1], step).replace('*/', '')} */")
                 clocked = [f"{{ {CLOCK}", *text, f"{SPENT[0]}{number}{SPENT[1]}"] if self.timed else text
                 self.segments[-1] += ["    " + x for x in clocked]
                 continue
+            assert step.tile is None, "a tile has a step that is no C"
+            if around:  # the end of a tile
+                self.segments[-1] += around
             piece = step.pieces[0]
             needed.update([*piece.inputs, *piece.outputs])
             call = plain.Kernel(piece.kernel.node, piece.inputs, piece.outputs, "op", step.alias)
             lines += self._timed(number, f"{self._kernel(call):<{plain.WIDTH}}  # {self._note(step.outputs[0], step)}")
+        if self.tile is not None:
+            self.segments[-1] += self._blocks(None)
         p = self.program
         needed.update(p.outputs.values())
         for v in p.values:
@@ -137,6 +192,24 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
         self.native = len(lines) == 2 and lines[0].startswith("F.segment")  # one call into C, and the results
         self._compile()
 
+    def _blocks(self, tile: Tile | None) -> list[str]:
+        """The end of the loop over the blocks of rows of one tile, and the head of that of the next."""
+        lines = ["    }}"] if self.tile is not None else []
+        self.tile = tile
+        if tile is None:
+            return lines
+        columns = [self.size(d) for d in tile.local.values()][:1]
+        entries, rows, en, rn = (self.size(d) for d in (tile.entries, tile.rows, Block(tile, 0), Block(tile, 1)))
+        return [
+            *lines,
+            f"    for (int64_t entry = 0; !entry || entry < {entries}; entry += {en})",
+            f"    for (int64_t row = 0; !row || row < {rows}; row += {rn}) {{",
+            f"    const int64_t wide = tg_less({en}, {entries} - entry), high = tg_less({rn}, {rows} - row);",
+            f"    const int64_t at = entry * {rows} + row, rows = wide * high; (void)at; (void)rows;",
+            *[f"    const int64_t seen = wide > 1 ? {d} : tg_less(row + high, {d});" for d in columns if tile.causal],
+            "    {",
+        ]
+
     def _compile(self) -> None:
         self.c_source = ""
         self._clocks: Any = None
@@ -146,7 +219,8 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
         clocks = [f"#include <time.h>\ndouble tg_spent[{len(self.spent)}];"] if self.timed else []
         args = "(Call *c, void *const *a, int64_t lo, int64_t hi, int64_t block, char *w) {"
         functions = [f"TG_PART void {name}{args}\n{body}" for body, name in self.functions.items()]
-        parts = [cpu.text("runtime.h"), cgen.MATHS, PRELUDE, *packed, *clocks, *functions]
+        tiles = [TILES] if any(s.tile is not None for s in cast("list[Step]", self.program.kernels)) else []
+        parts = [cpu.text("runtime.h"), cgen.MATHS, PRELUDE, *tiles, *packed, *clocks, *functions]
         for i, body in enumerate(self.segments):
             parts += [
                 f"TG_COLD int segment{i}(Call *c) {{",
@@ -179,11 +253,18 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
         region = cgen.Region(step, self.size)
         columns, rows = self.size(step.columns), self.size(step.rows)
         head, foot, after = self._across(step, region)
-        loop = self._flat(region) if region.flat else self._rows(step, region, columns)
+        causal = step.tile is not None and step.tile.causal
+        loop = self._flat(region) if region.flat else self._rows(step, region, columns, "seen" if causal else columns)
+        if causal:
+            head.insert(0, f"const int64_t seen = (int64_t)(intptr_t)a[{len(region.roots)}];")
         body = [OPEN, *["    " + x for x in (*region.pointers, *head, *loop, *foot)], "}"]
         f = self._function(body)
         args = ", ".join(self.pointer(r) for r in region.roots) or "0"  # complete only now that the body is written
         n = columns if region.flat else rows
+        if step.tile is not None:
+            args, n = f"(void *){f}, (void *)(intptr_t)at, {args}", "rows"
+            args += ", (void *)(intptr_t)seen" if causal else ""
+            f = "tg_from"
         if step.serial:
             run = f"{f}(c, a, 0, {n}, 0, c->w);"
         else:
@@ -224,9 +305,11 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
                 n, source = (columns, t) if x.column else ("1", wide)
                 part = f"(({source} *)((char *){parts} + b * {self.size(width)} + {self.size(at)}))[j]"
                 merge = cgen.merge(x.name, "t", "u", kind)
-                after += [f"  for (int64_t j = 0; j < {n}; j++) {{", f"    {source} t = {zero_};",
+                out = f"(({t} *){self.pointer(x.value)})[j]"
+                begin = zero_ if step.tile is None else f"at ? ({source}){out} : {zero_}"
+                after += [f"  for (int64_t j = 0; j < {n}; j++) {{", f"    {source} t = {begin};",
                           f"    for (int64_t b = 0; b < {BLOCKS}; b++) {{ const {source} u = {part}; {merge} }}",
-                          f"    (({t} *){self.pointer(x.value)})[j] = ({t})t;", "  }"]  # fmt: skip
+                          f"    {out} = ({t})t;", "  }"]  # fmt: skip
             at = dims.add(at, dims.mul(step.columns if x.column else 1, 8))
         return head, foot, after
 
@@ -243,7 +326,7 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
             "}",
         ]
 
-    def _rows(self, step: Step, region: cgen.Region, columns: str) -> list[str]:
+    def _rows(self, step: Step, region: cgen.Region, columns: str, seen: str) -> list[str]:
         lines: list[str] = []
         local = type(step.columns) is int and step.columns <= ROW_BUFFER
         for i, (name, kind) in enumerate(region.buffers):
@@ -275,7 +358,7 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
             pending += stage.stores
             inner += [
                 f'_Pragma("omp simd{clauses}")',
-                f"for (int64_t j = 0; j < {columns}; j++) {{",
+                f"for (int64_t j = 0; j < {seen}; j++) {{",
                 *["    " + x for x in stage.columns],
                 "}",
             ]
@@ -326,7 +409,11 @@ class Bound(plain.Bound):
                 table = np.ascontiguousarray(getattr(self.v, f"t{v.index}"))
                 self.kept.append(table)
                 self.pointers[i] = table.ctypes.data
-        self.sizes = np.array([dims.evaluate(d, binding) for d in lowered.c_sizes] or [0], np.int64)
+        sizes = [
+            d.tile.block(binding)[d.axis] if isinstance(d, Block) else dims.evaluate(d, binding)
+            for d in lowered.c_sizes
+        ]
+        self.sizes = np.array(sizes or [0], np.int64)
         need = max((dims.evaluate(d, binding) for d in lowered.scratch), default=0)
         self.threads, room = cpu.threads(), -(-need // 64) * 64
         self.scratch = np.empty(room * self.threads + 64, np.uint8)
@@ -427,4 +514,4 @@ class Repeat:
         return [a.copy() if a.shape else a[()] for a in self.results]
 
 
-__all__ = ["MAPS", "SPECIAL", "Bound", "Lowered", "Repeat", "keep"]
+__all__ = ["MAPS", "SPECIAL", "Bound", "Lowered", "Repeat", "keep", "tileable"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from .. import dims
 from ..dims import Dim, Shape
@@ -23,7 +23,7 @@ OPEN = "    const int64_t *const s = c->s; (void)s; (void)block; (void)w;"
 class Kernels:
     """Statements for a step that is no region; None if C has no way to do it."""
 
-    def size(self, d: Dim) -> str:
+    def size(self, d: Any) -> str:
         raise NotImplementedError
 
     def pointer(self, root: Value) -> str:
@@ -82,50 +82,28 @@ class Kernels:
 
     # -- products
     def _matmul(self, piece: Piece, step: Step) -> list[str] | None:
-        x, y, out = *piece.inputs, piece.outputs[0]
-        kind = out.dtype
-        if x.dtype != kind or y.dtype != kind or kind.name not in ("float32", "float64"):
+        p = product(piece)
+        if p is None:
             return None
-        (a, at_a), (b, at_b) = self._read(x), self._read(y)
-        lead = out.shape[: len(out.shape) - (len(x.shape) > 1) - (len(y.shape) > 1)]
-        k = x.shape[-1]
-        m, a0 = (x.shape[-2], at_a.strides[-2]) if len(x.shape) > 1 else (1, k)
-        n, b1 = (y.shape[-1], at_b.strides[-1]) if len(y.shape) > 1 else (1, 1)
-        a1, b0 = at_a.strides[-1], at_b.strides[-2] if len(y.shape) > 1 else at_b.strides[-1]
-        if not lead and type(m) is int and type(n) is int and type(k) is int and m * n * k <= INLINE:
-            return self._small(a, b, self.pointer(out), kind, (m, n, k), (a0, a1, b0, b1))
-        if cpu.blas() is None or not (_walkable(a0, a1, m, k) and _walkable(b0, b1, k, n)):
-            return None
-        batches = self._batches(x, y, at_a, at_b, lead, dims.mul(m, n))
-        if batches is None:
-            return None
-        columns = ["{" + ", ".join(self.size(row[i]) for row in batches) + "}" for i in range(4)]
-        sizes = [self.size(d) for d in (m, n, k)]
-        strides = [self.size(d) for d in (a0, a1, b0, b1, n)]
-        fields = ", ".join([str(int(kind.size == 8)), "TG_FIXED", *sizes, *columns, *strides, a, b, self.pointer(out)])
-        return [f"{{ const Gemm g = {{{fields}}}; c->rt->gemm(c, &g); }}"]
+        kind = piece.outputs[0].dtype
+        (a, _), (b, _), out = self._read(piece.inputs[0]), self._read(piece.inputs[1]), self.pointer(piece.outputs[0])
+        if p.batches is None:
+            return self._small(a, b, out, kind, p.shape, p.strides)
+        columns = ["{" + ", ".join(self.size(row[i]) for row in p.batches) + "}" for i in range(4)]
+        sizes = [self.size(d) for d in (*p.shape, *p.strides, p.shape[1])]
+        fields = ", ".join([str(int(kind.size == 8)), "TG_FIXED", *sizes[:3], *columns, *sizes[3:], a, b, out])
+        if step.tile is None:
+            return [f"{{ const Gemm g = {{{fields}}}; c->rt->gemm(c, &g); }}"]
+        sums, local = int(step in step.tile.sums), step.tile.local
+        block = f"tg_rows((Gemm){{{fields}}}, {sums}, entry, wide, row, high)"
+        if step.tile.causal:
+            left = piece.inputs[0].root in local
+            axis = ("m" if left else "n") if sums else "n" if piece.outputs[0] in local else "k"
+            block = f"tg_seen({block}, {sums}, '{axis}', seen)"
+        return [f"{{ const Gemm g = {block}; c->rt->gemm(c, &g); }}"]
 
-    def _batches(self, x: Value, y: Value, a: Layout, b: Layout, lead: Shape, step: Dim) -> list[list[Dim]] | None:
-        """Three leading axes as (size, stride in x, in y, in the result); None if there are more that do not merge."""
-
-        def along(v: Value, at: Layout) -> tuple[Dim, ...]:
-            if len(v.shape) <= 2:
-                return (0,) * len(lead)
-            return broadcast(at._replace(strides=at.strides[:-2]), v.shape[:-2], lead).strides
-
-        out: list[list[Dim]] = []
-        steps = (dims.mul(step, d) for d in row_major(lead))
-        for d, *strides in zip(lead, along(x, a), along(y, b), steps, strict=True):
-            if one(d):
-                continue
-            if out and all(dims.same(p, dims.mul(d, q)) for p, q in zip(out[-1][1:], strides, strict=True)):
-                out[-1] = [dims.mul(out[-1][0], d), *strides]
-            else:
-                out.append([d, *strides])
-        return None if len(out) > 3 else [[1, 0, 0, 0]] * (3 - len(out)) + out
-
-    def _small(self, a: str, b: str, out: str, kind: DType, shape: tuple[int, int, int], strides: Any) -> list[str]:
-        t, (m, n, k) = c_type(kind), shape
+    def _small(self, a: str, b: str, out: str, kind: DType, shape: Shape, strides: Shape) -> list[str]:
+        t, (m, n, k) = c_type(kind), cast("tuple[int, int, int]", shape)
         a0, a1, b0, b1 = (self.size(d) for d in strides)
         fma = f"tg_fma_{'d' if kind.size == 8 else 'f'}"
         product = f"{fma}(x[i * {a0} + p * {a1}], y[p * {b0} + j * {b1}], row[j])"
@@ -263,6 +241,62 @@ class Kernels:
         return self._once([a, self.pointer(out)], body)
 
 
+class Product(NamedTuple):
+    """A product as C makes it: (m, n, k); strides of both operands along their rows and columns; three leading axes as
+    (size, stride in x, in y, in the result), or None for a product that is a plain loop."""
+
+    shape: Shape
+    strides: Shape
+    batches: list[list[Dim]] | None
+
+
+def product(piece: Piece) -> Product | None:
+    """None if C has no way to make it."""
+    x, y, out = *piece.inputs, piece.outputs[0]
+    kind = out.dtype
+    if x.dtype != kind or y.dtype != kind or kind.name not in ("float32", "float64"):
+        return None
+    at_a, at_b = layout(x), layout(y)
+    lead = out.shape[: len(out.shape) - (len(x.shape) > 1) - (len(y.shape) > 1)]
+    k = x.shape[-1]
+    m, a0 = (x.shape[-2], at_a.strides[-2]) if len(x.shape) > 1 else (1, k)
+    n, b1 = (y.shape[-1], at_b.strides[-1]) if len(y.shape) > 1 else (1, 1)
+    a1, b0 = at_a.strides[-1], at_b.strides[-2] if len(y.shape) > 1 else at_b.strides[-1]
+    found = Product((m, n, k), (a0, a1, b0, b1), None)
+    if not lead and type(m) is int and type(n) is int and type(k) is int and m * n * k <= INLINE:
+        return found
+    if cpu.blas() is None or not (_walkable(a0, a1, m, k) and _walkable(b0, b1, k, n)):
+        return None
+    batches = _batches(x, y, at_a, at_b, lead, dims.mul(m, n))
+    return None if batches is None else found._replace(batches=batches)
+
+
+def _batches(x: Value, y: Value, a: Layout, b: Layout, lead: Shape, step: Dim) -> list[list[Dim]] | None:
+    """Leading axes, merged where one stride serves two; None if more than three remain."""
+
+    def along(v: Value, at: Layout) -> tuple[Dim, ...]:
+        if len(v.shape) <= 2:
+            return (0,) * len(lead)
+        return broadcast(at._replace(strides=at.strides[:-2]), v.shape[:-2], lead).strides
+
+    out: list[list[Dim]] = []
+    steps = (dims.mul(step, d) for d in row_major(lead))
+    for d, *strides in zip(lead, along(x, a), along(y, b), steps, strict=True):
+        if one(d):
+            continue
+        if out and all(dims.same(p, dims.mul(d, q)) for p, q in zip(out[-1][1:], strides, strict=True)):
+            out[-1] = [dims.mul(out[-1][0], d), *strides]
+        else:
+            out.append([d, *strides])
+    return None if len(out) > 3 else [[1, 0, 0, 0]] * (3 - len(out)) + out
+
+
+def tileable(piece: Piece) -> bool:
+    """Whether a product may be made for some of its rows at a time."""
+    found = product(piece)
+    return found is not None and found.batches is not None
+
+
 def _walkable(along_rows: Dim, along_columns: Dim, rows: Dim, columns: Dim) -> bool:
     """Whether BLAS can read a matrix: one of its strides is 1, none is 0; a vector may have any stride but 0."""
     if one(rows) or one(columns):
@@ -270,4 +304,4 @@ def _walkable(along_rows: Dim, along_columns: Dim, rows: Dim, columns: Dim) -> b
     return (one(along_rows) and not zero(along_columns)) or (one(along_columns) and not zero(along_rows))
 
 
-__all__ = ["SPECIAL", "Kernels"]
+__all__ = ["SPECIAL", "Kernels", "tileable"]

@@ -107,7 +107,7 @@ static void columns(const float *x, int64_t x0, int64_t x1, const float *b, int6
 }
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int by_dots(const Gemm *g) { return g->b0 == 1 && g->a1 == 1; }
-static int is_few(const Gemm *g) { return !g->wide && g->m <= FEW && (by_dots(g) || g->b1 == 1); }
+static int is_few(const Gemm *g) { return !g->wide && !g->count && g->m <= FEW && (by_dots(g) || g->b1 == 1); }
 static int64_t in_batch(const Gemm *g, const int64_t *steps, int64_t i) {
     const int64_t last = g->batch[2], middle = g->batch[1];
     return i % last * steps[2] + i / last % middle * steps[1] + i / (last * middle) * steps[0];

@@ -20,7 +20,7 @@ import numpy as np
 from .. import dims, dtypes, interpret, xp
 from ..dims import Dim
 from ..dtypes import DType
-from ..passes.memory import Plan, plan
+from ..passes.memory import Plan, nbytes, plan
 from ..passes.program import Kernel, Program, Value
 
 _serial = itertools.count()
@@ -294,7 +294,7 @@ class Bound:
         start = -self.arena.ctypes.data % 64
         stretches = []
         for b, at in zip(program.buffers, memory.offsets, strict=True):
-            n = dims.evaluate(b.size, binding) * b.dtype.size
+            n = nbytes(b, binding)
             stretches.append(self.arena[start + at : start + at + n].view(b.dtype.np))
         self.v = SimpleNamespace()
         tables = [v for v in program.values if v.kind in ("table", "literal")]

@@ -103,11 +103,11 @@ static void plain(const Gemm *g, const void *a, const void *b, void *c, int64_t 
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) {
             if (g->wide) {
-                double t = 0;
+                double t = g->add ? ((double *)c)[i * g->ldc + j] : 0;
                 for (int64_t p = 0; p < g->k; p++) t += ((const double *)a)[i * g->a0 + p * g->a1] * ((const double *)b)[p * g->b0 + j * g->b1];
                 ((double *)c)[i * g->ldc + j] = t;
             } else {
-                float t = 0;
+                float t = g->add ? ((float *)c)[i * g->ldc + j] : 0;
                 for (int64_t p = 0; p < g->k; p++) t += ((const float *)a)[i * g->a0 + p * g->a1] * ((const float *)b)[p * g->b0 + j * g->b1];
                 ((float *)c)[i * g->ldc + j] = t;
             }
@@ -123,12 +123,13 @@ static void product(const Gemm *g, const void *a, const void *b, void *c, int64_
     if (g->n == 1 && g->b1 != 1 && g->b0 == 1) tb = 112;
     int64_t lda = ta == 111 ? most(g->m == 1 ? g->k : g->a0, g->k) : most(g->k == 1 ? g->m : g->a1, m);
     int64_t ldb = tb == 111 ? most(g->k == 1 ? g->n : g->b0, n) : most(g->n == 1 ? g->k : g->b1, g->k);
+    int add = g->add != 0;
     if (g->wide) {
-        if (wide_ints) ((dgemm64)dgemm)(101, ta, tb, m, n, g->k, 1, a, lda, b, ldb, 0, c, g->ldc);
-        else ((dgemm32)dgemm)(101, ta, tb, (int)m, (int)n, (int)g->k, 1, a, (int)lda, b, (int)ldb, 0, c, (int)g->ldc);
+        if (wide_ints) ((dgemm64)dgemm)(101, ta, tb, m, n, g->k, 1, a, lda, b, ldb, add, c, g->ldc);
+        else ((dgemm32)dgemm)(101, ta, tb, (int)m, (int)n, (int)g->k, 1, a, (int)lda, b, (int)ldb, add, c, (int)g->ldc);
     } else {
-        if (wide_ints) ((gemm64)sgemm)(101, ta, tb, m, n, g->k, 1, a, lda, b, ldb, 0, c, g->ldc);
-        else ((gemm32)sgemm)(101, ta, tb, (int)m, (int)n, (int)g->k, 1, a, (int)lda, b, (int)ldb, 0, c, (int)g->ldc);
+        if (wide_ints) ((gemm64)sgemm)(101, ta, tb, m, n, g->k, 1, a, lda, b, ldb, add, c, g->ldc);
+        else ((gemm32)sgemm)(101, ta, tb, (int)m, (int)n, (int)g->k, 1, a, (int)lda, b, (int)ldb, add, c, (int)g->ldc);
     }
 }
 /* a[0]: the product; a[1]: how it is cut: 0 by batch, 1 by rows, 2 by columns */
@@ -137,7 +138,7 @@ static void gemm_part(Call *call, void *const *args, int64_t lo, int64_t hi, int
     int64_t e = g->wide ? 8 : 4, how = (int64_t)(intptr_t)args[1];
     (void)call; (void)block; (void)w;
     if (how == 0) {
-        for (int64_t i = lo; i < hi; i++) {
+        for (int64_t i = g->first + lo; i < g->first + hi; i++) {
             int64_t i2 = i % g->batch[2], i1 = i / g->batch[2] % g->batch[1], i0 = i / (g->batch[2] * g->batch[1]);
             product(g, (const char *)g->a + e * (i0 * g->as[0] + i1 * g->as[1] + i2 * g->as[2]), (const char *)g->b + e * (i0 * g->bs[0] + i1 * g->bs[1] + i2 * g->bs[2]),
                     (char *)g->c + e * (i0 * g->cs[0] + i1 * g->cs[1] + i2 * g->cs[2]), g->m, g->n);
@@ -149,7 +150,7 @@ static void gemm_part(Call *call, void *const *args, int64_t lo, int64_t hi, int
     }
 }
 static void gemm(Call *c, const Gemm *g) {
-    int64_t count = g->batch[0] * g->batch[1] * g->batch[2];
+    int64_t count = g->count ? g->count : g->batch[0] * g->batch[1] * g->batch[2];
     double flops = 2.0 * (double)g->m * (double)g->n * (double)g->k;
     void *args[2] = {(void *)(intptr_t)g, 0};
     if (is_few(g)) { gemm_few(c, g); return; }

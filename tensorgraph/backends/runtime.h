@@ -22,6 +22,7 @@ typedef void (*Fn)(Call *, void *const *, int64_t, int64_t, int64_t, char *);
 typedef struct Gemm { /* fixed: cut alike for any number of threads */
     int64_t wide, fixed, m, n, k, batch[3], as[3], bs[3], cs[3], a0, a1, b0, b1, ldc;
     const void *a, *b; void *c;
+    int64_t first, count, add; /* entries of the batch, all if count is 0; whether the result is added to what is there */
 } Gemm;
 typedef struct Range { const void *p; int64_t n, size, low, high, ignores, ignored; } Range; /* size -1: unsigned */
 typedef struct Packed { /* y = x w' scale, w: n rows of k int8, or bfloat16 if `half`; more than a few rows of x need scratch */

@@ -14,7 +14,7 @@ from .. import dims
 from ..dims import Dim, Shape
 from ..dtypes import uint8 as BYTE
 from .layout import Access, Layout, access, box, broadcast, identical, layout, one, per_row, row_major, zero
-from .program import Buffer, Kernel, Program, Value
+from .program import Buffer, Kernel, Program, Tile, Value
 
 BLOCKS = 16  # parts into which rows are cut where sums run across them: fixed, so that no sum depends on the threads
 SMALL = 1 << 14  # elements up to which a region of known sizes is run as one part
@@ -72,6 +72,7 @@ class Step(Kernel):
     stored: list[Value] = field(default_factory=list)
     scratch: Buffer | None = None
     serial: bool = False  # so small that it is one part
+    tile: Tile | None = None
 
     @property
     def region(self) -> bool:
@@ -89,7 +90,7 @@ def fuse(program: Program, maps: Container[str], special: Container[str], limit:
     grouped = _Grouping(pieces, limit).run()
     out = Program([], program.values, [], program.leaves, program.outputs, program.donated)
     out.kernels.extend(grouped)
-    _place(out)
+    place(out)
     return out
 
 
@@ -228,6 +229,7 @@ class _Grouping:
         self.succs: list[list[int]] = []
         self.readers: dict[Value, list[Piece]] = {}
         self.fits: dict[tuple[int, bool, Dim], bool] = {}
+        self.early = _early(pieces)
 
     def run(self) -> list[Step]:
         for i, p in enumerate(self.pieces):
@@ -321,6 +323,8 @@ class _Grouping:
         """The pieces of b, if they may run once per row of a."""
         pinned = next((p.columns for p in a.pieces if p.columns is not None), None)
         if pinned is None or zero(pinned) or any(p.kind not in ("map", "total") or p.per_row for p in b.pieces):
+            return None
+        if any(p in self.early for p in b.pieces):
             return None
         return b.pieces if dims.same(dims.mul(b.size, pinned), a.size) else None
 
@@ -427,6 +431,24 @@ class _Grouping:
         return out
 
 
+def _early(pieces: list[Piece]) -> set[Piece]:
+    """Sums over everything of what is given (how many labels are real), and what they sum up: they come before the
+    rows that need them, and are not found beside those."""
+    given: dict[Value, Piece] = {}
+    out: set[Piece] = set()
+    for p in pieces:
+        inner = [v.root for v in p.inputs if v.root.kind == "arena"]
+        if p.kind in ("map", "total") and all(v in given for v in inner):
+            given.update((v, p) for v in p.outputs if p.kind == "map" and v.kind == "arena")
+            stack = [p] if p.kind == "total" else []
+            while stack:
+                q = stack.pop()
+                if q not in out:
+                    out.add(q)
+                    stack += [given[v.root] for v in q.inputs if v.root in given]
+    return out
+
+
 def _rank(g: _Group) -> int:
     return 0 if all(p.kernel.node.scope.kind == "update" for p in g.pieces) else 1
 
@@ -450,23 +472,38 @@ def _step(g: _Group) -> Step:
 # --------------------------------------------------------------------------------------------- placing
 
 
-def _place(p: Program) -> None:
-    """Buffers for what is read outside the region that makes it; a region takes over what only it still reads."""
+def place(p: Program) -> None:
+    """Buffers for what is read outside the region that makes it; a region takes over what only it still reads.
+
+    The steps of a tile run many times over: what is local to it lives from step to step of one block, all else that
+    they touch from the first step to the last.
+    """
     end = len(p.kernels)
     last: dict[Value, int] = {}
     first: dict[Value, int] = {}
     outside: set[Value] = set()
     steps: list[Step] = [k for k in p.kernels if isinstance(k, Step)]
+    begins: dict[Tile, int] = {}
+    ends: dict[Tile, int] = {}
+    for n, s in enumerate(steps):
+        if s.tile is not None:
+            begins.setdefault(s.tile, n)
+            ends[s.tile] = n
+    p.buffers.clear()
+
+    def when(s: Step, v: Value, n: int, at: dict[Tile, int]) -> int:
+        return n if s.tile is None or v in s.tile.local else at[s.tile]
+
     for n, s in enumerate(steps):
         made = set(s.outputs)
         for piece in s.pieces:
             for v in piece.inputs:
-                last[v.root] = n
+                last[v.root] = when(s, v.root, n, ends)
                 if v.root not in made:
                     outside.add(v.root)
         for v in s.outputs:
-            first.setdefault(v, n)
-            last[v] = max(last.get(v, n), n)
+            first.setdefault(v, when(s, v, n, begins))
+            last[v] = max(last.get(v, n), when(s, v, n, ends))
     for v in p.outputs.values():
         last[v.root] = end
         outside.add(v.root)
@@ -480,7 +517,9 @@ def _place(p: Program) -> None:
                 continue
             found = _take_over(s, v, n, last, first, taken)
             if found is None:
-                v.buffer = Buffer(len(p.buffers), dims.size(v.shape), v.dtype, n, n, v.node)
+                v.buffer = Buffer(len(p.buffers), dims.size(v.shape), v.dtype, first[v], n, v.node)
+                if s.tile is not None and v in s.tile.local:
+                    v.buffer.size, v.buffer.rows = s.tile.local[v], s.tile.room
                 p.buffers.append(v.buffer)
             else:
                 v.buffer = found
@@ -501,6 +540,8 @@ def _place(p: Program) -> None:
 def _take_over(
     s: Step, out: Value, n: int, last: dict[Value, int], first: dict[Value, int], taken: set[Buffer]
 ) -> Buffer | None:
+    if s.tile is not None and out not in s.tile.local:
+        return None
     if not s.region:
         return _take_over_special(s, out, n, last)
     maker = next(q for q in s.pieces if out in q.outputs)
@@ -517,6 +558,7 @@ def _take_over(
                 or last[root] != n
                 or first[root] == n
                 or root.dtype != out.dtype
+                or (s.tile is not None and root not in s.tile.local)
             ):
                 continue
             if b.last != n or not dims.same(dims.size(root.shape), dims.size(out.shape)):

@@ -30,7 +30,8 @@ class Plan(NamedTuple):
 
 
 def nbytes(b: Buffer, binding: Mapping[str, int]) -> int:
-    return dims.evaluate(b.size, binding) * b.dtype.size
+    size = dims.evaluate(b.size, binding) * b.dtype.size
+    return size if b.rows is None else size * b.rows(binding)
 
 
 def plan(program: Program, binding: Mapping[str, int]) -> Plan:

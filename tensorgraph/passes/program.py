@@ -6,7 +6,7 @@ sizes alone, or is a view of another value. Nothing here knows a number: sizes s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -22,7 +22,7 @@ Kind: TypeAlias = "Literal['arena', 'leaf', 'table', 'literal', 'view']"
 
 @dataclass(eq=False)
 class Buffer:
-    """A stretch of the arena, alive from kernel `first` to kernel `last`."""
+    """A stretch of the arena, alive from kernel `first` to kernel `last`. `rows`: of how many rows of this size."""
 
     index: int
     size: Dim
@@ -30,6 +30,7 @@ class Buffer:
     first: int
     last: int
     node: Tensor
+    rows: Callable[[Mapping[str, int]], int] | None = None
 
 
 @dataclass(eq=False)
@@ -66,6 +67,43 @@ class Kernel:
     outputs: list[Value]
     kind: Literal["op", "copy"] = "op"
     alias: tuple[int | None, ...] = ()
+
+
+BLOCK = 1 << 21  # bytes that a value inside a tile should take for one block of rows,
+FEWEST = 256  # where that many rows take no more: each block reads whole what all rows are multiplied by
+
+
+@dataclass(eq=False)
+class Tile:
+    """Kernels that run together, block after block of rows: `rows` in each of `entries` of a batch.
+
+    `local`: values that have room for one block, by their columns; `sums`: products that sum over the rows. `causal`:
+    columns after a block's last row count for nothing.
+    """
+
+    entries: Dim
+    rows: Dim
+    local: dict[Value, Dim] = field(default_factory=dict)
+    sums: set[Kernel] = field(default_factory=set)
+    causal: bool = False
+
+    def block(self, binding: Mapping[str, int]) -> tuple[int, int]:
+        """(entries, rows) of a block: some whole entries, or some rows of one. It depends on sizes alone."""
+        entries, rows = dims.evaluate(self.entries, binding), dims.evaluate(self.rows, binding)
+        row = max(dims.evaluate(d, binding) * v.dtype.size for v, d in self.local.items())
+        fit = max(BLOCK // max(1, row), FEWEST)
+        return (_even(entries, fit // rows), rows) if 0 < rows < fit else (1, _even(rows, fit))
+
+    def room(self, binding: Mapping[str, int]) -> int:
+        """Rows of a block."""
+        entries, rows = self.block(binding)
+        return entries * rows
+
+
+def _even(n: int, most: int) -> int:
+    """The length of parts of about one size, none longer than `most`; at least 1."""
+    parts = -(-n // max(1, most))
+    return max(1, -(-n // max(1, parts)))
 
 
 @dataclass(eq=False)

@@ -14,26 +14,31 @@ from collections.abc import Callable, Container, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from ..errors import BackendError
+from .. import dims
+from ..errors import BackendError, SizeError
 from ..tensor import PICK, Scope, Tensor, make, reached, scope, topological
 from .program import size_only
 from .rewrite import Outputs, again, date, in_order
 
+SCORES, AGAIN = 1 << 24, 8
 CHECKPOINT, RECOMPUTED = "checkpoint", "recomputed"
 UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 Regions = Mapping[Tensor, Hashable]
 
 
 class Choice(NamedTuple):
-    """How many layers, from the first on, are computed again; and over how many of them one kept value reaches."""
+    """How many layers, from the first on, are computed again; and over how many of them one kept value reaches. Of how
+    many attentions the scores are."""
 
     layers: int = 0
     stride: int = 1
+    scores: int = 0
 
     def __str__(self) -> str:
-        if not self.layers:
-            return "none"
-        return f"{self.layers} layers" + (f", one value kept for every {self.stride}" if self.stride > 1 else "")
+        kept = f", one value kept for every {self.stride}" if self.stride > 1 else ""
+        parts = [f"{self.layers} layers{kept}"] if self.layers else []
+        parts += [f"the scores of {self.scores} attentions"] if self.scores else []
+        return " and ".join(parts) or "none"
 
 
 def mode(text: str) -> tuple[str, int | None]:
@@ -131,16 +136,17 @@ def _strided(t: Tensor) -> bool:
 # ---------------------------------------------------------------------------------------------- the pass
 
 
-def remat(outputs: Outputs, choice: Choice) -> Outputs:
-    """The graph with what `choice` and `checkpoint` name computed again."""
+def remat(outputs: Outputs, choice: Choice, more: Regions | None = None) -> Outputs:
+    """The graph with what `choice` and `checkpoint` name computed again, and `more`."""
     scopes = {t.scope for t in reached(outputs.values())}
-    if not any(s.backward for s in scopes) or not (choice.layers or any(map(_marked, scopes))):
+    if not any(s.backward for s in scopes) or not (choice.layers or more or any(map(_marked, scopes))):
         return outputs
     number = layers(outputs) if choice.layers else {}
     fine: dict[Tensor, Hashable] = {t: n for t, n in number.items() if n < choice.layers}
     forward = set(_forward(outputs))
     marked = {t: s for t in forward if (s := _marked(t.scope)) is not None}
-    coarse: dict[Tensor, Hashable] = {t: n // choice.stride for t, n in number.items() if n < choice.layers}
+    coarse: dict[Tensor, Hashable] = {**(more or {})}
+    coarse.update({t: n // choice.stride for t, n in number.items() if n < choice.layers})
     coarse.update(marked)
     if not coarse:
         return outputs
@@ -149,6 +155,41 @@ def remat(outputs: Outputs, choice: Choice) -> Outputs:
         inner = {c: fine[t] for c, t in origin.items() if t in fine and t not in marked}
         outputs, _ = _recompute(outputs, inner, inner)
     return outputs
+
+
+def scores(outputs: Outputs, binding: Mapping[str, int]) -> dict[Tensor, Hashable]:
+    """Forward products of more than `SCORES` bytes and `AGAIN` times as large as what they are made of, as the scores
+    of long attention are, with all that comes of them up to the next products. To make them again costs little beside
+    what is done with them; sizes must be known."""
+
+    def known(t: Tensor) -> int:
+        try:
+            return dims.evaluate(t.size, binding) * t.dtype.size
+        except SizeError:
+            return 0
+
+    def vast(t: Tensor) -> bool:
+        n = known(t)
+        return n >= SCORES and all(0 < AGAIN * known(x) <= n for x in t.inputs)
+
+    nodes = reached(outputs.values())
+    seeds = {t for t in nodes if t.op.name == "matmul" and not t.scope.backward and vast(t)}
+    forward = _forward(outputs) if seeds and any(t.scope.backward for t in nodes) else []
+    users: dict[Tensor, list[Tensor]] = {}
+    for t in forward:
+        for x in t.inputs:
+            users.setdefault(x, []).append(t)
+    found: dict[Tensor, Hashable] = {}
+    for seed in [t for t in forward if t in seeds]:
+        region, stack = {seed}, [seed]
+        while stack:
+            for u in users.get(stack.pop(), ()):
+                if u not in region:
+                    region.add(u)
+                    stack += [] if u.op.name == "matmul" else [u]
+        if any(t.op.name == "matmul" for t in region - {seed}):  # else backward follows at once, as after a loss
+            found.update(dict.fromkeys(region, ("scores", seed)))
+    return found
 
 
 def _marked(s: Scope) -> Scope | None:
@@ -203,4 +244,4 @@ class _Stays:
         return isinstance(t, Tensor) and (t in self.clones or self.stays(t))
 
 
-__all__ = ["Choice", "checkpoint", "choices", "layers", "mode", "remat"]
+__all__ = ["Choice", "checkpoint", "choices", "layers", "mode", "remat", "scores"]
