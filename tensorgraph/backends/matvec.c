@@ -2,7 +2,8 @@
    A thread reads one stream, front to back, and asks for what comes next ahead of time: several rows read at once are
    slower. Weights of int8 and bfloat16 become float32 as they are read. Every operation rounds by itself, and every
    element is summed in an order that depends on sizes alone: the same bits for any number of threads, in both modes. */
-enum { FEW = 4, AHEAD = 4096, STRIP = 32768 /* bytes worth a part of their own */, SUMS = 16, STRETCH = 4096, NARROW = 128, UNPACKED = 512 };
+/* SHARED: bytes worth another thread; STRIP: bytes of a part, long enough that its first lines, waited for, are few */
+enum { FEW = 4, AHEAD = 4096, SHARED = 32768, STRIP = 262144, SUMS = 16, STRETCH = 4096, NARROW = 128, UNPACKED = 512 };
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__AVX512F__)
 #define LANES 16
@@ -57,6 +58,7 @@ INLINE float dot_##t(const float *x, const T *w, int64_t k) {                   
 }                                                                                                                    \
 static void dots_##t(const float *x, int64_t lda, const T *w, int64_t ld, const float *scale, float *y, int64_t ldy, \
                      int64_t m, int64_t n, int64_t k) {                                                              \
+    for (int l = 0; l < AHEAD; l += 64) __builtin_prefetch((const char *)w + l);                                     \
     for (int64_t j = 0; j < n; j++)                                                                                  \
         for (int64_t i = 0; i < m; i++) {                                                                            \
             const float s = dot_##t(x + i * lda, w + j * ld, k);                                                     \
@@ -107,7 +109,7 @@ static void columns(const float *x, int64_t x0, int64_t x1, const float *b, int6
 }
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int by_dots(const Gemm *g) { return g->b0 == 1 && g->a1 == 1; }
-static int is_few(const Gemm *g) { return !g->wide && !g->count && g->m <= FEW && (by_dots(g) || g->b1 == 1); }
+static int is_few(const Gemm *g) { return !g->wide && !g->count && !g->add && g->m <= FEW && (by_dots(g) || g->b1 == 1); }
 static int64_t in_batch(const Gemm *g, const int64_t *steps, int64_t i) {
     const int64_t last = g->batch[2], middle = g->batch[1];
     return i % last * steps[2] + i / last % middle * steps[1] + i / (last * middle) * steps[0];
@@ -156,8 +158,7 @@ static void merge_part(Call *call, void *const *args, int64_t lo, int64_t hi, in
 static void run(Call *, Fn, void *const *, int64_t, int64_t, int64_t);
 /* as many for each thread: of results that are sums by themselves, the bits do not depend on how they are cut */
 static int64_t parts_of(const Call *c, int64_t bytes, int64_t most) {
-    const int64_t each = bytes / (STRIP * c->threads) + (bytes > STRIP);
-    most = least(most, least(each, 64) * c->threads);
+    most = least(most, bytes > SHARED ? least(64, 1 + bytes / (STRIP * c->threads)) * c->threads : 1);
     return most < 1 ? 1 : most;
 }
 static void gemm_few(Call *c, const Gemm *given) {
@@ -173,12 +174,12 @@ static void gemm_few(Call *c, const Gemm *given) {
         run(c, dots_part, args, count * g->n, parts_of(c, count * bytes, count * g->n), 1);
         return;
     }
-    int64_t sums = least(least(SUMS / count, bytes / (STRIP / 2)), g->k / 32);
+    int64_t sums = least(least(SUMS / count, bytes / SHARED), g->k / 32);
     sums = sums < 1 ? 1 : sums;
     float *const apart = sums > 1 ? malloc((size_t)(count * sums * g->m * g->n) * sizeof(float)) : 0;
     if (!apart) sums = 1;
     void *args[] = {g, apart, (void *)(intptr_t)sums};
-    run(c, columns_part, args, count * sums, parts_of(c, count * bytes, count * sums), 1);
+    run(c, columns_part, args, count * sums, sums > 1 ? count * sums : parts_of(c, count * bytes, count), 1);
     if (sums > 1) run(c, merge_part, args, count * g->m * g->n, parts_of(c, 4 * count * sums * g->m * g->n, count * g->m * g->n / 16), 16);
     free(apart);
 }
