@@ -218,7 +218,7 @@ class Graph:
         named = [t for t in self.nodes if t.label]
         found = [t for t in named if fnmatch.fnmatchcase(t.path, pattern)]
         if not found:
-            near = _nearest(pattern, [t.path for t in named])
+            near = nearest(pattern, [t.path for t in named])
             raise GraphError(
                 "TG310", f"nothing in {self.name} is called {pattern!r}", hint=f"did you mean {near}?" if near else None
             )
@@ -339,7 +339,7 @@ class Graph:
         missing = [n for n in known if n not in arrays]
         unknown = [n for n in arrays if n not in known]
         if unknown:
-            near = _nearest(unknown[0], list(known))
+            near = nearest(unknown[0], list(known))
             raise DataError(
                 "TG501",
                 f"{self.name} has no input called {', '.join(unknown[:3])}",
@@ -490,7 +490,8 @@ def _number(v: Any) -> str:
     return repr(v) if not isinstance(v, np.ndarray) else str(v)
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Up to three names like this one, as text."""
     import difflib
 
     return ", ".join(difflib.get_close_matches(name, list(names), 3, 0.5))

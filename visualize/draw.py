@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tensorgraph.dims import binding as to_binding
 from tensorgraph.errors import GraphError
 from tensorgraph.graph import Graph
-from tensorgraph.nn import Module
+from tensorgraph.nn import Module, Parameter
 from tensorgraph.tensor import Tensor
 from tensorgraph.visualize.backward import backward
 from tensorgraph.visualize.flowchart import flowchart, opened
@@ -60,6 +60,7 @@ def draw(
         raise GraphError("TG395", f"unknown direction {direction!r}", hint="LR or TB")
     graph, bound, name = traced(what)
     sizes = {**bound, **to_binding(binding)}
+    need_numbers(values)
     if level == "backward":
         graph = graph.with_gradients()
     seen = Projection(
@@ -87,6 +88,20 @@ def draw(
     label = values_label or str(getattr(values, "label", "value"))
     view = replace(view, values_label=label, values_limit=getattr(values, "limit", None))
     return Picture(view, theme=theme, shapes=shapes)
+
+
+def need_numbers(values: Any) -> None:
+    """Raise GraphError[TG388] for values that are not a number for each node, parameter or name."""
+    if values is None:
+        return
+    if not isinstance(values, Mapping):
+        raise GraphError("TG388", f"values are given by node or name, not as a {type(values).__name__}",
+                         hint='values={"up.weight": 0.5}')  # fmt: skip
+    for key, value in values.items():
+        if not isinstance(key, (str, Tensor, Parameter)):
+            raise GraphError("TG388", f"values: {key!r} is no node, parameter or name")
+        if isinstance(value, str) or not hasattr(value, "__float__"):
+            raise GraphError("TG388", f"values: {value!r} for {getattr(key, 'label', key)} is no number")
 
 
 def stored(what: Any, graph: Graph) -> list[Tensor]:

@@ -1,7 +1,8 @@
 """The ledger: every weight of a model in a table, with totals that add up.
 
-Shapes are those stored; the reading (`d → f`) stands beside. A tied weight has a row at each place where it stands and
-counts once. Weights whose names differ by numbers only, and that are alike otherwise, are one row, ×N.
+Shapes are those stored; the reading (`d → f`) stands beside. Of a module, a tied weight has a row at each place where
+it stands, and counts once; a graph knows one name of it, and who reads it. Weights whose names differ by numbers only,
+and that are alike otherwise, are one row, ×N.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class Ledger:
         return {c: found[c] for c in order}
 
     def blocks(self) -> list[tuple[str, int, Dim]]:
-        """Layers in a row that are alike: what they are called (`h.0…11`), how many, and the weights of one."""
+        """Layers in a row whose weights are alike: their name (`h.0…11`), how many they are, and the weights of one."""
         layers: dict[str, dict[int, list[Row]]] = {}
         for r in self.rows:
             if found := re.match(r"((?:[^.\d][^.]*\.)*)(\d+)\.", r.name):
@@ -293,7 +294,7 @@ class Ledger:
             ".html": lambda: self.html,
             ".tex": lambda: self.latex,
             ".csv": lambda: self.csv,
-            ".json": lambda: json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n",
+            ".json": lambda: json.dumps(self.to_json(), indent=1) + "\n",
             ".svg": lambda: self.bars(theme) if picture == "bars" else self.icicle(theme),
         }.get(path.suffix.lower())
         if made is None:

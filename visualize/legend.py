@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping
 
 from tensorgraph.visualize.escape import html_text, shorten
-from tensorgraph.visualize.theme import Kind, Theme, by_powers, kind_of, value_range
+from tensorgraph.visualize.theme import Kind, Theme, by_powers, kind_of, not_finite, value_range, values_text
 from tensorgraph.visualize.view import View
 
 CAPTION = 10.5  # points
@@ -31,15 +32,17 @@ def legend(view: View, paint: Theme) -> str:
         widest = max(room(right, CAPTION), room(about, CAPTION))
         rows += [_patch(paint.frame_fill, paint) + _entry(right, widest)]
         rows += [_patch(paint.wrong, paint) + _entry(about, widest)]
-    elif any(box.value is not None for box in view.boxes):
+    elif any(box.value is not None and math.isfinite(box.value) for box in view.boxes):
         low, high = value_range(view)
         strip = "".join(f'<TD BGCOLOR="{colour}" WIDTH="14" HEIGHT="9"></TD>' for colour in paint.scale)
         frame = (
             f'<TD BORDER="1" COLOR="{paint.frame}" CELLPADDING="0"><TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0">'
         )
         steps = ", by powers of ten" if by_powers((low, high)) else ""
-        about = f"&#160;{high:.3g}&#160;&#160; {html_text(view.values_label or 'value')}{steps}"
+        about = f"&#160;{high:.3g}&#160;&#160; {html_text(view.values_label or 'value')}{steps}{not_finite(view)}"
         rows.append(f"<TD>{low:.3g}&#160;</TD>{frame}<TR>{strip}</TR></TABLE></TD>{_entry(about)}")
+    elif any(box.value is not None for box in view.boxes):
+        rows.append(_entry(html_text(values_text(view))))
     else:
         if view.legend and present - {"plain", "constant"}:
             text = _entry(html_text(shorten(view.legend, 200)))

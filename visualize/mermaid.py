@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from tensorgraph.errors import GraphError
 from tensorgraph.visualize.escape import clean, mermaid_text, safe_link
-from tensorgraph.visualize.theme import Style, Theme, find_theme, kind_of, style_of, value_range
+from tensorgraph.visualize.theme import Style, Theme, find_theme, kind_of, style_of, values_text
 from tensorgraph.visualize.view import Box, EdgeKind, View
 
 MAX_EDGES = 500  # Mermaid's own default, which GitHub keeps
@@ -42,8 +42,7 @@ def to_mermaid(view: View, theme: str = "seed", shapes: bool = False) -> str:
         label = f'|"{said}"|' if said else ""
         lines.append(f"    {names[edge.source]} {_ARROWS[edge.kind]}{label} {names[edge.target]}")
     if any(box.value is not None for box in view.boxes):
-        low, high = value_range(view)
-        about = mermaid_text(f"{view.values_label or 'value'}: {low:.3g} to {high:.3g}{_limit(view)}")
+        about = mermaid_text(f"{values_text(view)}{_limit(view)}")
         lines += [f'    legend["{about}"]', f"    style legend {_css(paint.boxes['plain'], paint)}"]
     lines += _styles(view, names, paint)
     text = "\n".join([*lines, ""])

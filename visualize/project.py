@@ -8,12 +8,13 @@ from typing import Any
 from tensorgraph.blocks import Fold, fold
 from tensorgraph.dims import Dim, evaluate, free, show
 from tensorgraph.errors import GraphError
-from tensorgraph.graph import Graph
+from tensorgraph.graph import Graph, nearest
 from tensorgraph.nn import sum_sizes
 from tensorgraph.tensor import Tensor
 from tensorgraph.visualize.frames import Frames
 from tensorgraph.visualize.links import link_for
 from tensorgraph.visualize.steps import Step, Steps
+from tensorgraph.visualize.uses import Uses
 from tensorgraph.visualize.view import Box, Weight
 from tensorgraph.visualize.words import human, own_name, short_name, span
 
@@ -46,16 +47,12 @@ class Projection:
         self.frames = Frames(self.folded, heads, self.number, graph.aliases, detail)
         self.blocks = self.frames.blocks
         self.labels: dict[Step, str] = {}
-        self.owners: dict[Tensor, Step] = {}
+        self.uses = Uses(self.parts)
         self._values = self._by_node(values or {})
-        self._alike: dict[Tensor, dict[Tensor, None]] = {}  # weights of later runs, by that of the first
         self._paths: dict[Tensor, dict[str, None]] = {}
         for node in self.parts.later:
             lead = self.folded.representative[node]
             self._paths.setdefault(lead, {})[node.scope.path] = None
-            for mine, x in zip(lead.inputs, node.inputs, strict=True):
-                if mine.op.style == "weight" and mine is not x:
-                    self._alike.setdefault(mine, {})[x] = None
         self._names()
 
     # -- numbers
@@ -88,8 +85,6 @@ class Projection:
     def _names(self) -> None:
         reading: dict[Any, list[Step]] = {}  # by layer, its steps with weights
         for step in self.steps:
-            for p in step.weights:
-                self.owners.setdefault(p, step)
             if step.weights:
                 reading.setdefault(step.scope, []).append(step)
         for i, step in enumerate(self.steps):
@@ -109,7 +104,7 @@ class Projection:
             above = scope.parent.name if scope.name and scope.parent is not None else ""
             return f"{above}.{scope.name}" if above and not above.isdigit() else scope.kind or head.op.title
         if step.weights:
-            own = [p for p in step.weights if self.owners[p] is step]
+            own = [p for p in step.weights if self.uses.owned(step, p)]
             if not own and head.label:
                 return head.label
             names = dict.fromkeys(short_name(p.label) for p in (own or step.weights))
@@ -148,10 +143,11 @@ class Projection:
         read = list(step.weights)
         if not read:
             return ()
-        owned = [self.owners[p] is step for p in read]
+        owned = [self.uses.owned(step, p) for p in read]
+        sharing = [self.uses.sharing(step, p) for p in read]
         trained = {is_trained(p) for p in read if p.attrs.get("counted", True)} or {True}
         name = self.labels[step] if len(read) > 1 or not self.every else short_name(read[0].label)
-        if all(owned) and len(trained) == 1:
+        if all(owned) and len(trained) == 1 and len(set(sharing)) == 1:
             shapes: dict[str, int] = {}
             for p in read:
                 text = self.shape(p.shape) or "scalar"
@@ -159,12 +155,14 @@ class Projection:
             if len(shapes) <= 3:
                 parts = [f"({s})" + (f" ×{n}" if n > 1 else "") for s, n in shapes.items()]
                 count = self.number(sum_sizes([p.size for p in read]))
+                count = ", ".join(filter(None, (count, sharing[0])))
                 return (Weight(name, " + ".join(parts), count, trained.pop()),)
+        names = {s: ", ".join(short_name(p.label) for p in s.weights) for s in self.steps} if self.every else self.labels
         out = []
-        for p, own in zip(read, owned, strict=True):
-            tied = None if own else short_name(p.label) if self.every else self.labels[self.owners[p]]
-            label = short_name(p.label) if len(read) > 1 else name
-            out.append(Weight(label, self.shape(p.shape), self.number(p.size), is_trained(p), tied))
+        for p, own, shared in zip(read, owned, sharing, strict=True):
+            tied = None if own else self.uses.tied_to(step, p, names)
+            label, count = short_name(p.label) if len(read) > 1 else name, self.number(p.size)
+            out.append(Weight(label, self.shape(p.shape), f"{count}, {shared}" if shared else count, is_trained(p), tied))
         return tuple(out)
 
     def _tooltip(self, step: Step, origin: Tensor) -> str:
@@ -172,7 +170,7 @@ class Projection:
         path = span([origin.scope.path, *self._paths.get(origin, ())])
         about = [", ".join(ops), step.nodes[-1].type_text, path, origin.where if self.where else ""]
         for p in step.weights:
-            name = span([p.label, *(x.label for x in self._alike.get(p, ()))])
+            name = span([p.label, *(x.label for x in self.uses.of[step, p].alike)])
             about.append(f"{name} {p.type_text} {self.number(p.size)}")
         return " · ".join(part for part in about if part)
 
@@ -203,7 +201,9 @@ class Projection:
         for key, value in values.items():
             node = byname.get(key) if isinstance(key, str) else key if isinstance(key, Tensor) else key.__tensor__()
             if node is None:
-                raise GraphError("TG388", f"values: nothing in the graph is called {key!r}")
+                near = nearest(key, byname)
+                hint = f"did you mean {near}?" if near else None
+                raise GraphError("TG388", f"values: nothing in the graph is called {key!r}", hint=hint)
             own = within.get(node, {}).items()
             parts = [(s, r) for op, r in own for s in inner.get((lead.get(node, node), op), ())]
             for step, residual in parts:

@@ -148,7 +148,7 @@ def _tree(ledger: Ledger) -> Part:
         root.count += count
         root.states.add(r.trained)
         if count:
-            for name in _GENERIC.sub("", r.name).split("."):
+            for name in _GENERIC.sub("", r.name).replace("{}", "*").split("."):
                 at = at.parts.setdefault(
                     name, Part(name, times=_times(ledger, r) if "…" in name or "{" in name else "")
                 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tensorgraph.visualize.escape import clean
-from tensorgraph.visualize.theme import Kind, kind_of, value_range
+from tensorgraph.visualize.theme import Kind, kind_of, values_text
 from tensorgraph.visualize.view import Edge, View
 
 _MARKS: dict[Kind, str] = {
@@ -71,6 +71,5 @@ def _legend(view: View) -> list[str]:
     }
     lines = [f"{_MARKS[kind]} {text}" for kind, text in words.items() if kind in kinds and text]
     if any(box.value is not None for box in view.boxes):
-        low, high = value_range(view)
-        lines.append(f"{clean(view.values_label) or 'value'}: {low:.3g} to {high:.3g}")
+        lines.append(clean(values_text(view)))
     return ["", *lines] if lines else []

@@ -193,6 +193,20 @@ def value_range(view: View) -> tuple[float, float]:
     return (min(values), max(values)) if values else (0.0, 0.0)
 
 
+def values_text(view: View) -> str:
+    """What the colours mean, in words: the label and the range."""
+    low, high = value_range(view)
+    finite = any(box.value is not None and math.isfinite(box.value) for box in view.boxes)
+    said = f"{low:.3g} to {high:.3g}{not_finite(view)}" if finite else "none is finite"
+    return f"{view.values_label or 'value'}: {said}"
+
+
+def not_finite(view: View) -> str:
+    """What dotted boxes mean, if there are any; see `style_of`."""
+    odd = any(box.value is not None and not math.isfinite(box.value) for box in view.boxes)
+    return "; dotted: nan or infinite" if odd else ""
+
+
 def by_powers(bounds: tuple[float, float]) -> bool:
     """Whether a scale runs by powers of ten: values all positive and three of them apart, as norms of gradients are."""
     low, high = bounds
