@@ -7,6 +7,7 @@ import html.parser
 import io
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -163,9 +164,18 @@ def test_what_is_no_decoder_has_no_seed_chart() -> None:
     with pytest.raises(GraphError) as raised:
         draw(tg.tanh(tg.input("x", (3,))), "seed")
     assert str(raised.value) == (
-        "[TG392] the seed's chart shows a decoder: one repeated block of attention and feed-forward; "
-        '0 repeated blocks hold attention\n  hint: level="flowchart" draws any graph'
+        "[TG392] level seed shows a language model of one repeated block of attention and feed-forward; "
+        'it reads x, and not token ids alone\n  hint: --level flowchart, in Python level="flowchart", draws any graph'
     )
+    with pytest.raises(GraphError, match="its attention sees later tokens, too"):
+        draw(open_target("bert-base"), "seed")
+    with pytest.raises(GraphError, match="it reads pixel_values, and not token ids alone"):
+        draw(open_target("vit-b-16"), "seed")
+    model = build("gpt2", symbolic=False)
+    with pytest.raises(GraphError, match="it has no head over its vocabulary"):
+        draw(model.outputs(**model.inputs(("input_ids",)))["logits"].inputs[0], "seed")
+    with pytest.raises(GraphError, match="its block does not repeat"):
+        picture("mini-268", "seed")
 
 
 def test_the_order_of_steps_is_that_of_seed_004(llama: Projection) -> None:
@@ -227,7 +237,7 @@ def test_every_weight_is_in_one_box_and_every_value_flows(name: str) -> None:
     lead = seen.folded.representative
     first = {x for n in graph.nodes if n not in lead for x in n.inputs if x.op.style == "weight"}
     assert {p for s in seen.steps for p in s.weights} == first
-    owned = [p for s in seen.steps for p in s.weights if seen.owners[p] is s]
+    owned = [p for s in seen.steps for p in s.weights if seen.uses.owners[p] is s]
     assert len(owned) == len(set(owned)) == len(first)
     flow = nx.DiGraph([(f.source, f.target) for f in seen.parts.flows])
     (end,) = [s for s in seen.steps if not flow.out_degree(s)]
@@ -437,6 +447,23 @@ def test_a_graph_without_modules_or_weights() -> None:
     assert labels(view) == ["x", "w", "matmul", "tanh", "sum", "output"]
     assert [e.label for e in view.edges] == ["n, 3", "3", "n", "n", "scalar"]
     assert view.legend == ""
+
+
+@pytest.mark.parametrize("values", [[1, 2], {3: 1.0}, {"w": None}, {"w": "hot"}, {"ww": 1.0}])
+def test_values_that_are_no_numbers_by_name_are_refused(values) -> None:
+    y = tg.input("x", (2,)) @ tg.param("w", (2, 2))
+    with pytest.raises(GraphError, match="TG388") as error:
+        draw(y, values=values)
+    assert values != {"ww": 1.0} or "did you mean w" in str(error.value)
+
+
+def test_values_that_are_not_finite_are_said_to_be_so() -> None:
+    y = tg.tanh(tg.input("x", (2,)) @ tg.param("w", (2, 2))) @ tg.param("u", (2, 2))
+    some, none = draw(y, values={"w": math.nan, "u": 2.0}), draw(y, values={"w": math.inf})
+    for text in (some.svg, some.mermaid, some.text):
+        assert "dotted: nan or infinite" in text
+    for text in (none.svg, none.mermaid, none.text):
+        assert "none is finite" in text
 
 
 def test_values_colour_boxes_and_the_largest_of_a_repeated_block_counts() -> None:

@@ -43,15 +43,22 @@ def stages(seen: Projection) -> tuple[dict[Step, str], str]:
 
     The scores, the weighted sum and the activation are told by their place and style; what leads to the scores, lies
     between, and follows, takes the box in whose stretch it lies. Raises GraphError[TG392] if the graph is no decoder:
-    one repeated block with attention and then an activation.
+    token ids, one repeated block with causal attention and then an activation, a head over the table of the ids.
     """
     import networkx as nx
 
+    inputs = seen.graph.inputs
+    if other := [name for name, t in inputs.items() if t.dtype.is_float]:
+        raise _no_decoder(f"it reads {', '.join(other)}, and not token ids alone")
     frames = [b for b in seen.blocks if b.times and b.parent is None]
     attention = [s for s in seen.steps if s.head in seen.parts.origin]
     framed = [b for b in frames if any(seen.frames.within(seen.frame_of(s), b.id) for s in attention)]
+    if not attention:
+        raise _no_decoder("it has no attention")
+    if any(not seen.parts.origin[s.head].attrs.get("causal") for s in attention):
+        raise _no_decoder("its attention sees later tokens, too")
     if len(framed) != 1:
-        raise _no_decoder(f"{len(framed)} repeated blocks hold attention")
+        raise _no_decoder(f"{len(framed)} repeated blocks hold attention" if framed else "its block does not repeat")
     block = framed[0].id
     inside = [s for s in seen.steps if seen.frames.within(seen.frame_of(s), block)]
     origins = list(dict.fromkeys(seen.parts.origin[s.head] for s in inside if s.head in seen.parts.origin))
@@ -82,6 +89,9 @@ def stages(seen: Projection) -> tuple[dict[Step, str], str]:
             letters[s] = "E"
     for s in [s for s in seen.steps if s.head.op.style == "loss"]:
         letters[s] = "M"
+    embedded = {w.shape[0] for s in seen.steps if letters[s] == "D" and s.head.op.name == "take" for w in s.weights}
+    if embedded.isdisjoint(d for s in seen.steps if letters[s] == "L" for w in s.weights for d in w.shape):
+        raise _no_decoder("it has no head over its vocabulary")
     return letters, framed[0].times.lstrip("×")
 
 
@@ -114,8 +124,8 @@ def seed_chart(
 def _no_decoder(why: str) -> GraphError:
     return GraphError(
         "TG392",
-        f"the seed's chart shows a decoder: one repeated block of attention and feed-forward; {why}",
-        hint='level="flowchart" draws any graph',
+        f"level seed shows a language model of one repeated block of attention and feed-forward; {why}",
+        hint='--level flowchart, in Python level="flowchart", draws any graph',
     )
 
 
