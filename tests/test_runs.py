@@ -208,3 +208,49 @@ def test_any_graph_is_drawn_at_every_level_with_nothing_loose(seed: int) -> None
         assert picture.text and picture.mermaid
         ends = {end for e in picture.view.edges for end in (e.source, e.target)}
         assert level == "backward" or ends == {b.id for b in picture.view.boxes}
+
+
+def blocks_that_share(odd: int | None = None) -> tg.Tensor:
+    """Seven layers with weights of their own and one that all read; one layer does a little more."""
+    h, shared = tg.input("x", (tg.dim("B"), d)), tg.param("shared", (d, d))
+    for i in range(7):
+        with tg.scope(f"layers.{i}", kind="Block"):
+            first = h
+            for j in range(3):
+                h = tg.tanh(h @ tg.param(f"layers.{i}.w{j}", (d, d)))
+            h = (h @ shared) * (3.25 if i == odd else 1.0) + first
+    return h
+
+
+def test_a_weight_shared_with_a_block_that_is_as_above_is_joined_to_it() -> None:
+    view = draw(blocks_that_share(3)).view
+    labels = {b.id: b.label for b in view.boxes}
+    tied = [(labels[e.source], labels[e.target]) for e in view.edges if e.kind == "tied"]
+    assert tied == [("shared", "shared"), ("shared", "Block ×3")]
+    assert [b.heading for b in view.blocks] == ["Block ×3 · 3·d² each + d² shared · 10·d²"]
+    (again,) = [b for b in view.boxes if "as above" in b.lines]
+    assert [w.counted for w in again.weights] == ["3·d² each · 9·d²"]
+    assert [b.heading for b in draw(blocks_that_share()).view.blocks] == ["Block ×7 · 3·d² each + d² shared · 22·d²"]
+
+
+@pytest.mark.parametrize("run", range(6))
+def test_a_weight_of_any_run_that_is_read_again_is_tied(run: int) -> None:
+    h, ws = tg.input("x", (tg.dim("B"), d)), [tg.param(f"layers.{i}.w", (d, d)) for i in range(6)]
+    for i, w in enumerate(ws):
+        with tg.scope(f"layers.{i}", kind="Block"):
+            h = tg.tanh(h @ w) + h
+    for level in ("flowchart", "ops", "backward"):
+        view = draw(tg.exp(h) @ ws[run], level).view  # type: ignore[arg-type]
+        (again,) = [b for b in view.boxes if b.tied]
+        (theirs,) = again.weights
+        assert f"from {run + 1} of 6 · 0 new" in theirs.counted
+        assert [e.target for e in view.edges if e.kind == "tied"] == [again.id] * (level != "backward")
+
+
+def test_weights_that_only_some_runs_share_are_said_to_be_shared() -> None:
+    h, pool = tg.input("x", (tg.dim("B"), d)), [tg.param(f"alt{i}", (d, d)) for i in range(2)]
+    for i in range(6):
+        h = tg.tanh(h @ pool[i % 2] @ tg.param(f"l{i}.w", (d, d)))
+    view = draw(h).view
+    assert [b.heading for b in view.blocks] == ["steps ×6 · d² each + 2·d² shared · 8·d²"]
+    assert [w.counted for b in view.boxes for w in b.weights] == ["d², 2 stored, each used 3 times", "d²"]

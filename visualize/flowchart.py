@@ -86,13 +86,12 @@ class _Chart:
             self._flow(flow)
         self._carried()
         self._outputs()
-        self._as_above()
         for step in self.steps:
-            for p in step.weights:
-                owner = seen.owners[p]
+            for owner in seen.uses.beside(step):
                 ends = seen.ids[owner], seen.ids[step]
-                if owner is not step and owner in self.inside and ends not in self.edges:  # else its box says it
+                if owner in self.inside and ends not in self.edges:  # else its box says it
                     self._edge(*ends, "", "tied")
+        self._as_above()
         used = {b.block for b in self.boxes}
         blocks = [b for b in seen.blocks if any(u is not None and seen.frames.within(u, b.id) for u in used)]
         if self.root is not None:
@@ -132,6 +131,9 @@ class _Chart:
             states = sorted({w.trained for b in boxes for w in b.weights if w.tied_to is None}, reverse=True)
             label = f"{block.title} {block.times}".strip()
             weights = tuple(Weight(label, "", block.note, trained) for trained in states)
+            read = [w for b in boxes for w in b.weights]
+            if read and not weights:
+                weights = (Weight(label, "", "", any(w.trained for w in read), like.title),)
             box = Box(block.id, label, "weight" if weights else "plain",
                       ("as above",), weights, block.parent, f"{block.heading}: the same as {like.heading}")  # fmt: skip
             at = self.boxes.index(boxes[0])
@@ -140,8 +142,8 @@ class _Chart:
             edges, self.edges = self.edges.values(), {}
             for e in edges:
                 source, target = (block.id if x in gone else x for x in (e.source, e.target))
-                if source != target:
-                    kind = e.kind if block.id not in (source, target) else "data"
+                if source != target and not (e.kind == "tied" and (source, target) in self.edges):
+                    kind = e.kind if e.kind == "tied" or block.id not in (source, target) else "data"
                     self._edge(source, target, e.label, kind, e.note)
 
     # -- what enters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,10 @@ class Frames:
         self.blocks: list[Block] = []
         self.of: dict[Tensor, str | None] = {}
         self.runs: dict[str, Part] = {}
+        self._readers: dict[Tensor, Tensor] = {}  # of every weight, the first
+        for node in folded.top.nodes():
+            for p in weights_of(node):
+                self._readers.setdefault(p, node)
         self._frames()
 
     def parent(self, frame: str) -> str | None:
@@ -119,26 +124,36 @@ class Frames:
         return name
 
     def _share(self, part: Part, times: Dim) -> str:
-        """`7.1 M each · 85.1 M`: the weights of one run, and of all, each array once."""
-        per_run = [dict.fromkeys(self._read(run)) for run in part.runs]
-        everywhere = dict.fromkeys(p for run in per_run for p in run)
-        if not everywhere:
+        """`7.1 M each · 85.1 M`: the weights of one run, and of all; only those that are read here first count."""
+        inside = set(nodes_of(i for run in part.runs for i in run))
+        per_run = [[p for p in dict.fromkeys(self._read(run)) if self._readers[p] in inside] for run in part.runs]
+        uses = Counter(p for run in per_run for p in run)
+        if not uses:
             return ""
-        once = sum_sizes([p.size for p in per_run[0]])
-        total = sum_sizes([mul(p.size, p.scope.times) for p in everywhere])
+        total = self.number(sum_sizes([mul(p.size, p.scope.times) for p in uses]))
         if type(times) is int and times == 1:
-            return self.number(total)
-        if part.times > 1 and len(everywhere) == len(per_run[0]):
-            return f"{self.number(total)}, stored once, used {part.times} times"
-        return f"{self.number(once)} each · {self.number(total)}"
+            return total
+        own = {sum_sizes([p.size for p in run if uses[p] == 1]) for run in per_run}
+        shared = sum_sizes([p.size for p, n in uses.items() if n > 1])
+        if set(uses.values()) == {part.times} and part.times > 1:
+            return f"{total}, stored once, used {part.times} times"
+        if len(own) > 1:
+            return f"{total}, some shared"
+        parts = [f"{self.number(own.pop())} each"] if 1 in uses.values() else []
+        parts += [f"{self.number(shared)} shared"] if shared != 0 else []
+        return f"{' + '.join(parts)} · {total}"
 
     def _read(self, items: Iterable[Tensor | Layer]) -> Iterable[Tensor]:
-        for node in nodes_of(items):
-            for x in node.inputs:
-                while x.op.style == "loop" and x.inputs:
-                    x = x.inputs[0]
-                if x.op.style == "weight":
-                    yield x
+        return (p for node in nodes_of(items) for p in weights_of(node))
+
+
+def weights_of(node: Tensor) -> Iterable[Tensor]:
+    """The weights that a node reads, as such or in turn in a loop."""
+    for x in node.inputs:
+        while x.op.style == "loop" and x.inputs:
+            x = x.inputs[0]
+        if x.op.style == "weight":
+            yield x
 
 
 def in_backward(item: Tensor | Layer) -> bool:

@@ -157,12 +157,16 @@ class Projection:
                 count = self.number(sum_sizes([p.size for p in read]))
                 count = ", ".join(filter(None, (count, sharing[0])))
                 return (Weight(name, " + ".join(parts), count, trained.pop()),)
-        names = {s: ", ".join(short_name(p.label) for p in s.weights) for s in self.steps} if self.every else self.labels
+        names = (
+            {s: ", ".join(short_name(p.label) for p in s.weights) for s in self.steps} if self.every else self.labels
+        )
         out = []
         for p, own, shared in zip(read, owned, sharing, strict=True):
             tied = None if own else self.uses.tied_to(step, p, names)
             label, count = short_name(p.label) if len(read) > 1 else name, self.number(p.size)
-            out.append(Weight(label, self.shape(p.shape), f"{count}, {shared}" if shared else count, is_trained(p), tied))
+            out.append(
+                Weight(label, self.shape(p.shape), f"{count}, {shared}" if shared else count, is_trained(p), tied)
+            )
         return tuple(out)
 
     def _tooltip(self, step: Step, origin: Tensor) -> str:
