@@ -43,7 +43,7 @@ def compile(
     trace: str | Path | None = None,
     strict: bool = False,
     remat: str = "none",
-    memory_limit: int | None = None,
+    memory_limit: int | str | None = None,
     name: str = "graph",
 ) -> Any:
     """A function of arrays that computes `outputs` (a tensor, a list or a dict of tensors, or a Graph).
@@ -60,9 +60,10 @@ def compile(
     `remat`: forward values that backward reads are kept ("none"; but generated C makes scores of attention again that
     are 16 MB or more by `binding`) or computed again, layer by layer ("block"), also the layers' own inputs ("full"),
     or for as few layers as bring the peak under "budget=2GB" (which needs `binding`).
-    `memory_limit`: bytes that a call may need in all; by default what the system has free.
+    `memory_limit`: bytes that a call may need in all, or "2GB"; by default what the system has free.
     Raises BackendError[TG700] for an unknown backend, [TG704] for "c" without a C compiler, [TG712] for an unknown
-    `remat`, [TG713] for a budget that cannot be met; the call, [TG710] where it would not fit in memory.
+    `remat`, [TG713] for a budget that cannot be met, [TG716] for what is no limit; the call, [TG710] where it would not
+    fit in memory.
     """
     if backend not in BACKENDS:
         raise BackendError("TG700", f"unknown backend {backend!r}", hint="one of " + ", ".join(BACKENDS))
@@ -73,7 +74,7 @@ def compile(
     chosen = _chosen(update is not None) if backend == "auto" else backend
     remats.mode(remat)
     sizes = dims.binding(binding) if binding else {}
-    options = _Options(chosen, sizes, debug, trace, name, strict, remat, memory_limit)
+    options = _Options(chosen, sizes, debug, trace, name, strict, remat, memory.limit_of(memory_limit))
     if isinstance(outputs, Graph):
         outputs, options = outputs.outputs, options._replace(name=outputs.name)
     tree, flat = _flatten(outputs)
@@ -233,7 +234,11 @@ class Compiled:
         while low <= high:
             middle = (low + high) // 2 if best is not None or low else low
             found = at(choices[middle])
-            report = self._memory(found[2], self.options.binding)
+            try:
+                report = self._memory(found[2], self.options.binding)
+            except SizeError as error:
+                text = f"{self.options.remat!r} is met for known sizes: {error.summary}"
+                raise SizeError(error.code, text, hint='compile(..., binding="B=8, T=128")') from None
             if report.peak <= budget:
                 best, high = found, middle - 1
             else:
@@ -241,10 +246,10 @@ class Compiled:
         if best is None:
             raise BackendError(
                 "TG713",
-                f"{self.options.name} needs {report.peak / 1e6:,.1f} MB even with {found[0]} computed again, "
-                f"and the budget is {budget / 1e6:,.1f} MB",
+                f"{self.options.name} needs {memory.shown(report.peak)} even with {found[0]} computed again, "
+                f"and the budget is {memory.shown(budget)}",
                 notes=memory.rows(report.largest),
-                hint="smaller sizes, or a lower precision: graph.astype('float32')",
+                hint='smaller sizes, or a lower precision: graph.astype("bfloat16")',
             )
         return best
 

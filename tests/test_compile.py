@@ -301,6 +301,21 @@ def test_too_large_is_refused_before_allocation(monkeypatch):
     )
 
 
+def test_a_limit_is_bytes_or_a_size_in_words(monkeypatch):
+    x = tg.input("x", (B, 4))
+    f = tg.compile(x.sum(), memory_limit="0.1kB")
+    assert said(f, x=np.ones((8, 4), "f4")).splitlines()[0].endswith("and the limit is 100 B")
+    for wrong in (-1, 1.5, True, "much", "-2GB"):
+        assert said(tg.compile, x.sum(), memory_limit=wrong).startswith("BackendError[TG716] memory_limit is")
+    assert [memory.shown(n) for n in (0, 999, 1500, 250_000, 21 * 10**9)] == [
+        "0 B",
+        "999 B",
+        "1.5 kB",
+        "0.2 MB",
+        "21.0 GB",
+    ]
+
+
 def test_a_state_that_does_not_fit_is_refused_before_allocation(monkeypatch):
     w, x = tg.param("w", (3000, 1000)), tg.input("x", (B, 3000))
     step = tg.compile((x @ w).square().sum(), update=tg.optim.AdamW(1e-3), memory_limit=40 * 10**6, name="train")

@@ -149,10 +149,11 @@ def test_what_cannot_be_is_refused_in_words() -> None:
     )
     rows = said(remat="budget=0.5MB", name="gpt").splitlines()
     assert rows[0].startswith("BackendError[TG713] gpt needs ") and rows[0].endswith("and the budget is 0.5 MB")
-    assert rows[1] == "  the largest alive at once:"
+    assert rows[1] == "  the largest alive at once:" and 'graph.astype("bfloat16")' in rows[-1]
+    assert remat.mode("budget=100KB") == remat.mode("budget=100 kb") == ("budget", 100_000)
     T = tg.dim("T")
     x = tg.input("x", (T, 4))
-    with pytest.raises(TensorgraphError, match="TG007"):
+    with pytest.raises(TensorgraphError, match=r"TG007\] 'budget=1MB' is met for known sizes: no value for T"):
         tg.compile((x @ tg.param("w", (4, 4))).sum(), update=tg.optim.SGD(0.1), backend="numpy", remat="budget=1MB")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import bisect
 import mmap
+import re
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,9 @@ from ..tensor import Tensor
 from .program import Buffer, Program
 
 ALIGN = 64
+SHOWN = {"TB": 10**12, "GB": 10**9, "MB": 10**5, "kB": 10**3}  # the least that is shown in each unit
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+         "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 HUGE = 1 << 22  # bytes from which NumPy asks for huge pages
 
 
@@ -98,25 +103,51 @@ def available() -> int | None:
     return min(found, default=None)
 
 
+def shown(n: int) -> str:
+    """Bytes in a unit that people read: 512 B, 1.5 kB, 64.3 MB."""
+    unit = next((u for u, least in SHOWN.items() if n >= least), None)
+    return f"{n:,} B" if unit is None else f"{n / UNITS[unit.upper()]:,.1f} {unit}"
+
+
+def parse(text: str) -> int | None:
+    """Bytes of "2GB", "100 kB", "1.5GiB" (in upper or lower case); None for anything else."""
+    found = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    return int(float(found[1]) * UNITS[found[2].upper()]) if found and found[2].upper() in UNITS else None
+
+
+def limit_of(given: int | str | None) -> int | None:
+    """A limit in bytes, given as such or as "2GB". Raises BackendError[TG716] for anything else."""
+    limit = parse(given) if isinstance(given, str) else given
+    if given is None or (isinstance(limit, Integral) and not isinstance(limit, bool) and limit >= 0):
+        return None if limit is None else int(limit)
+    raise BackendError("TG716", f"memory_limit is a number of bytes, not {given!r}", hint='memory_limit="2GB"')
+
+
 def rows(largest: Iterable[tuple[int, str, str]]) -> list[str]:
     """Lines that name the largest values: (bytes, what, where)."""
-    lines = [f"{size / 1e6:10,.1f} MB  {what}  {where}".rstrip() for size, what, where in largest]
-    return ["the largest alive at once:", *lines]
+    lines = [f"{shown(size):>13}  {what}  {where}".rstrip() for size, what, where in largest]
+    return ["the largest alive at once:", *lines] if lines else []
 
 
-def refuse(name: str, need: int, largest: Iterable[tuple[int, str, str]], limit: int | None = None) -> None:
+def refuse(
+    name: str,
+    need: int,
+    largest: Iterable[tuple[int, str, str]],
+    limit: int | None = None,
+    hint: str = 'smaller sizes, remat="block" in training, or a lower precision: graph.astype("bfloat16")',
+) -> None:
     """Raise BackendError[TG710] if `need` bytes more do not fit, before any of them is allocated.
 
     `limit`: what may be allocated; by default what the system has free. `largest`: (bytes, what, where).
     """
     free = available() if limit is None else limit
     if free is not None and need > free:
-        have = f"{max(free, 0) / 1e6:,.1f} MB are free" if limit is None else f"the limit is {limit / 1e6:,.1f} MB"
+        have = f"{shown(max(free, 0))} are free" if limit is None else f"the limit is {shown(limit)}"
         raise BackendError(
             "TG710",
-            f"{name} needs {need / 1e6:,.1f} MB, and {have}",
+            f"{name} needs {shown(need)}, and {have}",
             notes=rows(largest),
-            hint='smaller sizes, remat="block" in training, or a lower precision: graph.astype("bfloat16")',
+            hint=hint,
         )
 
 

@@ -9,7 +9,6 @@ arXiv:1604.06174).
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Container, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -17,12 +16,12 @@ from typing import NamedTuple
 from .. import dims
 from ..errors import BackendError, SizeError
 from ..tensor import PICK, Scope, Tensor, make, reached, scope, topological
+from .memory import parse
 from .program import size_only
 from .rewrite import Outputs, again, date, in_order
 
 SCORES, AGAIN = 1 << 24, 8
 CHECKPOINT, RECOMPUTED = "checkpoint", "recomputed"
-UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 Regions = Mapping[Tensor, Hashable]
 
 
@@ -43,9 +42,9 @@ class Choice(NamedTuple):
 
 def mode(text: str) -> tuple[str, int | None]:
     """("none" | "block" | "full", None), or ("budget", bytes). Raises BackendError[TG712] for anything else."""
-    found = re.fullmatch(r"budget=([\d_]+(?:\.\d+)?)\s*([A-Za-z]*)", text) if isinstance(text, str) else None
-    if found is not None and found[2] in UNITS:
-        return "budget", int(float(found[1]) * UNITS[found[2]])
+    budget = parse(text.removeprefix("budget=")) if isinstance(text, str) and text.startswith("budget=") else None
+    if budget is not None:
+        return "budget", budget
     if text in ("none", "block", "full"):
         return text, None
     raise BackendError(
