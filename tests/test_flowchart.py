@@ -942,3 +942,18 @@ def test_masks_stand_in_the_layers_that_read_them_and_bridges_hold_nothing_in_pl
     assert [(labels[e.source], e.target) for e in view.edges if e.loose] == [("connector", entry.id)]
     wide, high = layout.svg_size(draw(open_target("llama-3.2-11b-vision")).svg)
     assert high < 2.3 * wide
+
+
+def test_what_no_step_makes_is_a_box_of_its_own() -> None:
+    """An input, a weight or a table that is itself what the graph gives."""
+    leaves = {"x": tg.input("x", (3,)), "n": tg.input("n", (3,), dtype="int64"), "w": tg.param("w", (3, 3))}
+    for level in ("flowchart", "ops", "backward"):
+        for name, leaf in leaves.items():
+            made = tg.draw(leaf, level=level)
+            gradient = [f"∂{name}"] if level == "backward" and leaf.dtype.is_float else []  # which is one
+            assert labels(made.view) == [name, *gradient] and not made.view.edges and name in made.text
+            assert len(Geometry(made.view, False).boxes) == len(made.view.boxes) and made.mermaid
+    (box,) = tg.draw(leaves["w"]).view.boxes
+    assert [w.texts for w in box.weights] == [("w", "3, 3", "9")] and box.role == "weight"
+    view = tg.draw({"y": tg.tanh(leaves["x"]), "same": leaves["x"], "w": leaves["w"]}).view
+    assert labels(view) == ["x", "tanh", "y", "same", "w"] and len(view.edges) == 3

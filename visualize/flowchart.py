@@ -259,6 +259,8 @@ class _Chart:
         given: dict[tuple[Step, Tensor], list[tuple[tuple[int, int] | None, str, Tensor, str]]] = {}
         for name, x in self.seen.graph.outputs.items():
             made = parts.source(x)
+            if not isinstance(made, Step) and self.root is None:
+                self._unmade(name, parts.resolve(x) if made is None else made)
             if isinstance(made, Step) and made in self.inside:
                 value, note, only = leaving(parts, x, made)
                 given.setdefault((made, value), []).append((only, name, x, note))
@@ -271,6 +273,17 @@ class _Chart:
                 label = span(names) if block else "output" if name == "out" else name
                 self.boxes.insert(self._after(made, block), Box(key, label, "output", block=block, tooltip=x.type_text))
                 self._edge(self.seen.ids[made], key, self.seen.shape_text(x), note="" if block else note)
+
+    def _unmade(self, name: str, x: Tensor) -> None:
+        """An output that no step makes: a box by itself, or, of an input that steps read as well, one beside it."""
+        read = next((self.stubs[key] for key in ((x, None), x) if key in self.stubs), None)
+        if read is None:
+            self.stubs[x, None] = f"i{len(self.stubs)}"
+            self.boxes.append(self.seen.leaf(x, self.stubs[x, None]))
+            return
+        key = f"out{len(self.boxes)}"
+        self.boxes.append(Box(key, "output" if name == "out" else name, "output", tooltip=x.type_text))
+        self._edge(read, key, self.seen.shape_text(x))
 
     def _after(self, step: Step, inside: str | None = None) -> int:
         """The place behind a step, or behind all that share its outermost frame, unless it is to be `inside`."""

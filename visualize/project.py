@@ -15,7 +15,7 @@ from tensorgraph.visualize.frames import Frames
 from tensorgraph.visualize.links import link_for
 from tensorgraph.visualize.steps import Step, Steps
 from tensorgraph.visualize.uses import Uses
-from tensorgraph.visualize.view import Box, Weight
+from tensorgraph.visualize.view import Box, Role, Weight
 from tensorgraph.visualize.words import human, own_name, short_name, span
 
 
@@ -126,6 +126,14 @@ class Projection:
             link=self._link(step, origin),
             value=self._values.get(step),
         )
+
+    def leaf(self, x: Tensor, name: str) -> Box:
+        """The box of an output that no step makes: an input, a weight or a constant."""
+        role: Role = "weight" if x.op.style == "weight" else "input" if x.op.style == "input" else "constant"
+        label = short_name(x.label) if x.label and role == "weight" else x.label or x.op.title
+        weights = (Weight(label, self.shape(x.shape) or "scalar", self.number(x.size), is_trained(x)),)
+        tip = " · ".join(filter(None, (x.type_text, x.where if self.where else "")))
+        return Box(name, label, role, weights=weights if role == "weight" else (), tooltip=tip)
 
     def _lines(self, step: Step, origin: Tensor) -> tuple[str, ...]:
         if self.every:
