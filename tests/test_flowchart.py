@@ -957,3 +957,10 @@ def test_what_no_step_makes_is_a_box_of_its_own() -> None:
     assert [w.texts for w in box.weights] == [("w", "3, 3", "9")] and box.role == "weight"
     view = tg.draw({"y": tg.tanh(leaves["x"]), "same": leaves["x"], "w": leaves["w"]}).view
     assert labels(view) == ["x", "tanh", "y", "same", "w"] and len(view.edges) == 3
+
+
+@pytest.mark.parametrize("name", ["llama-3.2-11b-vision", "idefics-9b"])
+def test_what_every_run_reads_from_outside_comes_from_no_layer_before(name: str) -> None:
+    found = [b.label for b in draw(open_target(name), "block", block="Cross*").view.boxes if b.label.startswith("from")]
+    assert sum("or the layer before" in label for label in found) <= 1
+    assert not any("connector, or" in label or "norm, or" in label for label in found)

@@ -161,7 +161,7 @@ class _Chart:
                 if flow is alike[0]:
                     self._stub((flow.source, frame), label or "input", tip, "input", near, frame)
             elif flow.source not in self.inside:
-                carried = any(v is flow.value for _, v in self.into.ports)
+                carried = not flow.each and any(v is flow.value for _, v in self.into.ports)
                 label = f"from {self.seen.labels[flow.source]}" + (", or the layer before" if carried else "")
                 self._stub(flow.value, label, flow.value.type_text)
         for step in self.steps:
@@ -259,8 +259,8 @@ class _Chart:
         given: dict[tuple[Step, Tensor], list[tuple[tuple[int, int] | None, str, Tensor, str]]] = {}
         for name, x in self.seen.graph.outputs.items():
             made = parts.source(x)
-            if not isinstance(made, Step) and self.root is None:
-                self._unmade(name, parts.resolve(x) if made is None else made)
+            if not isinstance(made, Step) and self.root is None and not x.scope.backward:
+                self._unmade(name, parts.resolve(x))
             if isinstance(made, Step) and made in self.inside:
                 value, note, only = leaving(parts, x, made)
                 given.setdefault((made, value), []).append((only, name, x, note))
