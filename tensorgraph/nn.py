@@ -43,6 +43,9 @@ class Parameter(Symbolic):
     ) -> None:
         self.used = used
         self.shape: Shape = dims.shape(tuple(shape))
+        if negative := [d for d in self.shape if type(d) is int and d < 0]:
+            text = f"a parameter of the shape {dims.show_shape(self.shape)}: the size {negative[0]} is negative"
+            raise ShapeError("TG109", text)
         self.dtype: DType = dtypes.dtype(dtype)
         self.init, self.std, self.trained, self.component, self.reading = init, std, trained, component, reading
         self.name = ""
@@ -353,15 +356,17 @@ def sum_sizes(sizes: Iterable[Dim]) -> Dim:
 
 def draw(p: Parameter, rng: Any, shape: tuple[int, ...]) -> Any:
     """A fresh value for a parameter."""
+    import numpy as np
+
     if callable(p.init):
         return p.init(rng, shape)
     if p.init == "normal":
-        return rng.standard_normal(shape) * p.std
+        normal = np.asarray(rng.standard_normal(shape))  # in float64, whose bits all dtypes round
+        normal *= p.std
+        return normal
     if p.init == "uniform":  # PyTorch's default for linear layers: bound 1 / sqrt(inputs)
         return rng.uniform(-1.0, 1.0, shape) / max(1, shape[-1]) ** 0.5
     if p.init in ("zeros", "ones"):
-        import numpy as np
-
         return np.full(shape, float(p.init == "ones"))
     raise ModelError(
         "TG900", f"unknown initialisation {p.init!r} of {p.name}", hint="normal, uniform, zeros, ones or a function"

@@ -289,3 +289,17 @@ def test_a_layer_defines_forward():
         "GraphError[TG305] Wrong defines __call__: a layer defines forward, and is called\n"
         "  hint: def forward(self, x): ..."
     )
+
+
+def test_a_negative_size_is_refused_where_the_layer_is_made() -> None:
+    with pytest.raises(tg.ShapeError, match=r"TG109\] a parameter of the shape \[3, -1\]: the size -1 is negative"):
+        tg.nn.Linear(-1, 3)
+
+
+def test_values_are_drawn_for_a_parameter_without_axes() -> None:
+    class Net(tg.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = tg.nn.Parameter(())
+
+    assert Net().init(0)["scale"].shape == ()
