@@ -10,6 +10,7 @@ import merman
 import pytest
 
 import tensorgraph as tg
+from tensorgraph.blocks import fold
 from tensorgraph.cli.target import open_target
 from tensorgraph.graph import Graph
 from tensorgraph.visualize import View, draw
@@ -254,3 +255,18 @@ def test_weights_that_only_some_runs_share_are_said_to_be_shared() -> None:
     view = draw(h).view
     assert [b.heading for b in view.blocks] == ["steps ×6 · d² each + 2·d² shared · 8·d²"]
     assert [w.counted for b in view.boxes for w in b.weights] == ["d², 2 stored, each used 3 times", "d²"]
+
+
+def test_why_a_layer_is_left_out_of_a_repetition_is_said() -> None:
+    """In the text, and as the tooltip of that layer's boxes alone wherever there are tooltips."""
+    h, why = tg.input("x", (tg.dim("B"), d)), "layers.3 is left out of the repetition: takes another constant"
+    for i in range(7):
+        with tg.scope(f"layers.{i}", kind="Block"):
+            h = tg.tanh(h @ tg.param(f"layers.{i}.w", (d, d))) * (3.25 if i == 3 else 1.0) + h
+    assert why.partition("repetition: ")[2] in fold(Graph(h)).text()
+    for level in ("flowchart", "ops", "backward"):
+        picture = draw(h, level)  # type: ignore[arg-type]
+        assert picture.text.count(why) == 1 and why in picture.svg
+        alone = {b.label for b in picture.view.boxes if why in b.tooltip}
+        assert alone and not any(b.block for b in picture.view.boxes if why in b.tooltip)
+    assert "left out" not in draw(h, unfold=True).text

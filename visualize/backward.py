@@ -120,9 +120,8 @@ class _Backward:
         back.sort(key=lambda b: order[b.id])
         everything = (*boxes.values(), *_together(back))
         check_size(len(everything), force)
-        return View(
-            title, everything, tuple(edges.values()), tuple(blocks), direction or "TB", forward.legend + _LEGEND
-        )
+        legend, way = forward.legend + _LEGEND, direction or "TB"
+        return View(title, everything, tuple(edges.values()), tuple(blocks), way, legend, notes=forward.notes)
 
     def _gradients(self, edges: dict[tuple[str, str], Edge], ids: dict[Step | Scope, str]) -> None:
         """A gradient passes from ∂ box to ∂ box, but not from run to run of the same block."""

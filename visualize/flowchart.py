@@ -111,7 +111,8 @@ class _Chart:
             edges = [replace(e, up={e.source, e.target} <= up and e.kind != "tied") for e in edges]
             edges = [replace(e, loose=e.source in up and e.target in down) for e in edges]
         legend = SEED_LEGEND if any(b.role == "weight" for b in self.boxes) else ""
-        return View(title, tuple(self.boxes), tuple(edges), tuple(blocks), direction, legend)
+        notes = tuple(filter(None, dict.fromkeys(map(seen.why_odd, self.steps))))
+        return View(title, tuple(self.boxes), tuple(edges), tuple(blocks), direction, legend, notes=notes)
 
     def _as_above(self) -> None:
         """A frame that equals one before it, but for its times, becomes a box that says so."""

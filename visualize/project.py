@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tensorgraph.blocks import Fold, fold
+from tensorgraph.blocks import Fold, fold, left_out
 from tensorgraph.dims import Dim, evaluate, free, show
 from tensorgraph.errors import GraphError
 from tensorgraph.graph import Graph, nearest
@@ -53,6 +53,7 @@ class Projection:
         for node in self.parts.later:
             lead = self.folded.representative[node]
             self._paths.setdefault(lead, {})[node.scope.path] = None
+        self.odd = self._odd()
         self._names()
 
     # -- numbers
@@ -80,6 +81,20 @@ class Projection:
         nodes = step.nodes if only else [step.head] if step.head.op.style == "elementwise" and not step.whole else []
         xs = [x for n in nodes for x in self.parts.inputs(n) if x in self.parts.free and x.shape]
         return xs[0] if xs else None
+
+    def _odd(self) -> dict[str, str]:
+        """By path, layers that stand beside a repetition of their class, and in what they differ."""
+        found: dict[str, str] = {}
+        for layer, part in self.folded.repeats() if self.folded.folds else ():
+            if part.telling and not (layer.scope is not None and layer.scope.backward):
+                for path, why in left_out(layer, part):
+                    found.setdefault(path, f"{path} is left out of the repetition: {why}")
+        return found
+
+    def why_odd(self, step: Step) -> str:
+        """Why the layer of a step is not folded with those beside it; "" if it is, or none is like it."""
+        path = step.scope.path
+        return next((why for odd, why in self.odd.items() if f"{path}.".startswith(f"{odd}.")), "")
 
     # -- names
     def _names(self) -> None:
@@ -184,7 +199,7 @@ class Projection:
         for p in step.weights:
             name = span([p.label, *(x.label for x in self.uses.of[step, p].alike)])
             about.append(f"{name} {p.type_text} {self.number(p.size)}")
-        return " · ".join(part for part in about if part)
+        return " · ".join(part for part in (*about, self.why_odd(step)) if part)
 
     def _link(self, step: Step, origin: Tensor) -> str | None:
         return link_for(self.links, label=self.labels[step], op=origin.op.name, path=origin.scope.path,

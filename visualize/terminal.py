@@ -72,4 +72,5 @@ def _legend(view: View) -> list[str]:
     lines = [f"{_MARKS[kind]} {text}" for kind, text in words.items() if kind in kinds and text]
     if any(box.value is not None for box in view.boxes):
         lines.append(clean(values_text(view)))
+    lines += map(clean, view.notes)
     return ["", *lines] if lines else []

@@ -118,7 +118,7 @@ class View:
 
     `show_weights=False` draws labels alone (the seed's flowchart). `values_label` names what `Box.value` measures;
     above `values_limit`, where one is given, it is wrong. `whole` is the view of which this is a part: states, values
-    and the legend are those of the whole.
+    and the legend are those of the whole. `notes` are said below a text: why a layer stands alone, else in its tooltip.
     Raises GraphError [TG380] for a doubled id, an edge or block that names nothing, or blocks that nest in a circle.
     """
 
@@ -132,6 +132,7 @@ class View:
     values_label: str = ""
     values_limit: float | None = None
     whole: View | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         boxes, blocks = self.box_index, self.block_index
