@@ -16,7 +16,7 @@ from .ops import nn as F
 from .ops.indexing import take
 from .ops.random import generator
 from .symbolic import Symbolic
-from .tensor import Loop, Scope, Tensor, _hooks, scope
+from .tensor import Loop, Scope, Tensor, _hooks, need_sizes, scope
 
 
 class Parameter(Symbolic):
@@ -43,9 +43,7 @@ class Parameter(Symbolic):
     ) -> None:
         self.used = used
         self.shape: Shape = dims.shape(tuple(shape))
-        if negative := [d for d in self.shape if type(d) is int and d < 0]:
-            text = f"a parameter of the shape {dims.show_shape(self.shape)}: the size {negative[0]} is negative"
-            raise ShapeError("TG109", text)
+        need_sizes("a parameter", self.shape)
         self.dtype: DType = dtypes.dtype(dtype)
         self.init, self.std, self.trained, self.component, self.reading = init, std, trained, component, reading
         self.name = ""

@@ -12,6 +12,8 @@ import pytest
 import tensorgraph as tg
 from tensorgraph.backends import cpu
 from tensorgraph.cli import bench, main
+from tensorgraph.models import presets
+from tensorgraph.passes import memory
 from tensorgraph.profile import profile
 from tensorgraph.visualize import draw
 
@@ -76,6 +78,49 @@ def test_a_profile_colours_the_picture_of_the_model() -> None:
     picture = draw(graph, values=where.values(graph), values_label="ms")
     coloured = [b for b in picture.view.boxes if b.value is not None]
     assert len(coloured) > len(picture.view.boxes) / 2
+
+
+SEES_ONLY = ("vit-b-16", "-dn=1", "-dd=8", "-dH=2", "-df=8")
+
+
+def test_what_does_not_generate_is_trained_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *SEES_ONLY, "--backend", "numpy", "--seconds", "0.05"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("vit-b-16 does not generate text: training alone is measured\n") and "\ndecode" not in said
+
+
+def test_a_context_too_long_is_lowered_in_words(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(json.dumps({**presets.config("llama-2-7b"), "max_position_embeddings": 64}))
+    small = ["-dn=1", "-dd=16", "-dH=2", "-dG=1", "-df=16", "-dV=64"]
+    args = ["bench", str(tmp_path / "c.json"), *small, "--only", "decode", "--backend", "numpy", "--seconds", "0.05"]
+    assert main(args) == 0
+    assert "after 32 of its 64 positions" in capsys.readouterr().out
+
+
+def test_durations_and_sizes_are_never_zero() -> None:
+    assert [bench.duration(ms) for ms in (0.004, 0.25, 1234.5)] == ["4.0 µs", "0.25 ms", "1,234.50 ms"]
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["bert-base", "--only", "decode"], "ModelError[TG954] bert-base does not generate text"),
+        (["mini-268", "--backend", "cupy"], "ModelError[TG953] --backend is auto, c, numpy, not cupy"),
+        (["mini-268", "-o", "p.jpg"], "GraphError[TG386] no picture format is named '.jpg' (p.jpg)"),
+        (["mini-268", "-o", "no/p.svg"], "GraphError[TG387] cannot write no/p.svg: there is no folder no"),
+        (["mini-268", "-o", "p.svg", "--only", "decode"], "ModelError[TG954] the picture of -o shows a training step"),
+        (["llama-3.1-405b", "--only", "decode"], "BackendError[TG710] llama-3.1-405b needs 1.6 TB, and 21.0 GB are"),
+        (["llama-3.1-405b", "--only", "train"], "BackendError[TG710] llama-3.1-405b needs 4.9 TB, and 21.0 GB are"),
+        (["mini-268", "--seconds", "0"], "Usage"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before(
+    args: list[str], text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 21 * 10**9)
+    monkeypatch.setattr(bench, "limits", lambda: pytest.fail("measured"))
+    assert main(["bench", *args]) == 2
+    assert text in capsys.readouterr().err
 
 
 def test_wrong_wishes_are_errors_in_words(capsys: pytest.CaptureFixture[str]) -> None:

@@ -292,7 +292,7 @@ def test_a_layer_defines_forward():
 
 
 def test_a_negative_size_is_refused_where_the_layer_is_made() -> None:
-    with pytest.raises(tg.ShapeError, match=r"TG109\] a parameter of the shape \[3, -1\]: the size -1 is negative"):
+    with pytest.raises(tg.ShapeError, match=r"TG109\] a parameter: the size -1 is negative"):
         tg.nn.Linear(-1, 3)
 
 

@@ -429,7 +429,7 @@ def bench(
     context: Annotated[
         int, typer.Option("--context", metavar="N", min=2, help="Tokens before those that are decoded.")
     ] = 256,
-    seconds: Annotated[float, typer.Option("--seconds", metavar="S", help="How long each is timed.")] = 3.0,
+    seconds: Annotated[float, typer.Option("--seconds", metavar="S", min=1e-3, help="How long each is timed.")] = 3.0,
     out: Annotated[
         list[Path] | None,
         typer.Option("-o", "--out", metavar="FILE", help="Picture coloured by time: svg, png, pdf ..."),

@@ -15,7 +15,9 @@ from tensorgraph.dims import evaluate
 from tensorgraph.errors import ModelError
 from tensorgraph.graph import Graph
 from tensorgraph.interpret import shape_of
+from tensorgraph.models.decoder import Decoder
 from tensorgraph.optim import AdamW
+from tensorgraph.passes.memory import refuse, shown
 from tensorgraph.profile import Profile, profile
 
 from .target import Target
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 USUAL = {"B": 1, "T": 128}
+TIMED = ("auto", "c", "numpy")
 AHEAD = 24  # positions after the context, at most, that are decoded in turn
 
 
@@ -182,7 +185,8 @@ def decode(
         net = from_pretrained(target.path, backend=backend, weights=weights)
     else:
         net = Net(module, target.config, backend=backend, weights=weights).init(0)
-    longest = net.model.plan.longest
+    plan: Any = net.model.plan
+    longest = plan.longest or target.config.get("max_position_embeddings")
     context = min(context, longest // 2) if longest is not None else context
     ahead = AHEAD if longest is None else min(AHEAD, longest - context)
     session = Session(net, 1, capacity=context + ahead)
@@ -207,6 +211,7 @@ def decode(
         "backend": session._step.options.backend,
         "weights": weights or net.dtype,
         "context": context,
+        "positions": longest,
         "ms_per_token": spent * 1e3,
         "ms_least": min(times) * 1e3,
         "first_s": prefill + first,
@@ -231,8 +236,13 @@ def weight_bytes(session: Any) -> int:
 # ----------------------------------------------------------------------------------------------- the command
 
 
-def show(console: Console, rows: list[dict[str, Any]], machine: Mapping[str, float]) -> None:
-    """What was measured, for people."""
+def duration(ms: float) -> str:
+    """Milliseconds, or microseconds below a tenth of one."""
+    return f"{ms:,.2f} ms" if ms >= 0.1 else f"{ms * 1e3:,.1f} µs"
+
+
+def show(console: Console, rows: list[dict[str, Any]], machine: Mapping[str, float], context: int) -> None:
+    """What was measured, for people; `context` as it was asked for."""
     from .tables import plain
 
     said = f"{machine['gemm_gflops']:,.0f} GFLOP/s of products, {machine['read_gbs']:,.1f} GB/s of reading"
@@ -241,25 +251,39 @@ def show(console: Console, rows: list[dict[str, Any]], machine: Mapping[str, flo
         if row["what"] == "train":
             at = ", ".join(f"{k}={v}" for k, v in row["sizes"].items())
             console.print(
-                f"\ntrain ({row['backend']}; {at}): {row['ms']:,.1f} ms a step, {row['tokens_per_s']:,.0f} tokens/s, "
+                f"\ntrain ({row['backend']}; {at}): {duration(row['ms'])} a step, {row['tokens_per_s']:,.0f} tokens/s, "
                 f"{row['gflops']:,.1f} GFLOP/s = {row['share_of_gemm']:.0%} of the limit; predicted peak "
-                f"{row['predicted_mb']:,.0f} MB; first step {row['first_s']:.1f} s",
+                f"{shown(round(row['predicted_mb'] * 1e6))}; first step {row['first_s']:.1f} s",
                 soft_wrap=True,
                 markup=False,
             )
-            table = plain("op", "ms", "share", right=("ms", "share"))
+            table = plain("op", "time", "share", right=("time", "share"))
             total = sum(row["ms_by_op"].values())
             for name, ms in list(row["ms_by_op"].items())[:12]:
-                table.add_row(name, f"{ms:,.2f}", f"{ms / total:.0%}")
+                table.add_row(name, duration(ms), f"{ms / total:.0%}")
             console.print(table)
+            console.print("each op timed by itself: clocks and lost overlap make the sum more than a step", style="dim")
         else:
+            fewer = f" of its {row['positions']} positions" if row["context"] < context else ""
             console.print(
-                f"\ndecode ({row['backend']}; {row['weights']} weights, after {row['context']}): "
-                f"{row['ms_per_token']:,.2f} ms a token, {row['tokens_per_s']:,.0f} tokens/s, "
+                f"\ndecode ({row['backend']}; {row['weights']} weights, after {row['context']}{fewer}): "
+                f"{duration(row['ms_per_token'])} a token, {row['tokens_per_s']:,.0f} tokens/s, "
                 f"{row['gbs']:,.1f} GB/s of weights = {row['share_of_read']:.0%} of the limit",
                 soft_wrap=True,
                 markup=False,
             )
+
+
+def _fits(target: Target, trains: bool) -> None:
+    """Raise BackendError[TG710] for weights, with their moments in training, that memory cannot hold in float32.
+
+    They are what is drawn first, long before a step is planned; those of a checkpoint are mapped, not drawn.
+    """
+    if target.config is None or (target.path is not None and target.path.suffix != ".json"):
+        return
+    assert target.module is not None
+    count, trained = (evaluate(target.module.total(only), target.binding) for only in (None, True))
+    refuse(target.name, 4 * (count + 2 * trained * trains), [], hint="fewer layers: -d n=2")
 
 
 def run(
@@ -273,23 +297,44 @@ def run(
     seconds: float,
     out: list[Path],
 ) -> dict[str, Any]:
-    """Measure, print unless `console` is None, write the picture; all figures."""
+    """Measure, print unless `console` is None, then write the picture; all figures.
+
+    Raises before anything is measured ModelError: TG953 a backend that is not timed, TG954 nothing to decode with or to
+    draw; BackendError[TG710] for weights that do not fit; GraphError for files that cannot be written.
+    """
+    from tensorgraph.visualize.draw import draw
+    from tensorgraph.visualize.files import ready
+    from tensorgraph.visualize.picture import SUFFIXES
+
+    if backend not in TIMED:
+        raise ModelError("TG953", f"--backend is {', '.join(TIMED)}, not {backend}")
+    module: Any = target.module
+    decodes = target.config is not None and (isinstance(module, Decoder) or bool(module.seen))
+    if "decode" in modes and not decodes:
+        if modes == ("decode",):
+            raise ModelError("TG954", f"{target.name} does not generate text", hint="--only train")
+        modes = ("train",)
+        if console is not None:
+            console.print(f"{target.name} does not generate text: training alone is measured", markup=False)
+    if out and "train" not in modes:
+        raise ModelError("TG954", "the picture of -o shows a training step, which --only decode leaves out")
+    for path in out:
+        ready(path, SUFFIXES)
+    _fits(target, "train" in modes)
     machine = limits()
     rows: list[dict[str, Any]] = []
     if "train" in modes:
         row, where = train(target, backend, seconds, machine)
         rows.append(row)
-        for path in out:
-            from tensorgraph.visualize.draw import draw
-
-            graph = target.trace()
-            picture = draw(graph, values=where.values(graph), values_label="ms a step", binding=target.binding)
-            picture.save(path)
-    if "decode" in modes and target.config is not None and hasattr(target.module, "plan"):
+    if "decode" in modes:
         rows.append(decode(target, backend, weights, context, seconds, machine))
     if console is not None:
-        show(console, rows, machine)
-        for path in out:
+        show(console, rows, machine, context)
+    for path in out:
+        graph = target.trace()
+        picture = draw(graph, values=where.values(graph), values_label="ms a step", binding=target.binding)
+        picture.save(path)
+        if console is not None:
             console.print(f"wrote {path}", soft_wrap=True, markup=False)
     return {"model": target.name, "machine": dict(machine), "rows": rows}
 
