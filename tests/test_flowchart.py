@@ -839,7 +839,7 @@ def test_draw_and_params_take_every_option(tmp_path: Path, capsys: pytest.Captur
 
 
 def weights_drawn(text: str) -> int:
-    """Weights in a terminal's picture: each box as often as the frames around it say."""
+    """Weights in a terminal's picture: each box as often as the frames around it say, or as it says itself."""
     total, times = 0, [1]
     for line in text.splitlines():
         if found := re.search(r"┌ .*?×(\d+)", line):
@@ -847,7 +847,8 @@ def weights_drawn(text: str) -> int:
         elif "└─" in line:
             times.pop()
         elif re.match(r"[│ ]*■ (?!Highlighted)", line):
-            total += times[-1]
+            shared = re.search(r", (?:(\d+) (?:stored|new in)|stored once)", line)
+            total += int(shared[1] or 1) if shared else times[-1]
     return total
 
 
@@ -858,11 +859,19 @@ def test_every_weight_of_a_chain_is_in_the_picture(seed: int) -> None:
     d = tg.dim("d")
     motif = [rng.choice([tg.tanh, tg.relu, tg.sigmoid]) for _ in range(rng.randint(1, 4))]
     fns = motif * rng.randint(1, 5) + [rng.choice([tg.tanh, tg.exp]) for _ in range(rng.randint(0, 4))]
-    x = tg.input("x", (tg.dim("n"), d))
+    x = h = tg.input("x", (tg.dim("n"), d))
     for i, fn in enumerate(fns):
-        x = fn(x @ tg.param(f"l{i}.w", (d, d))) + (x if rng.random() < 0.1 else 0.0)
+        h = fn(h @ tg.param(f"l{i}.w", (d, d))) + (h if rng.random() < 0.1 else 0.0)
     for level in ("flowchart", "ops"):
-        assert weights_drawn(tg.draw(x, level=level).text) == len(fns)
+        assert weights_drawn(tg.draw(h, level=level).text) == len(fns)
+    own, pool = rng.random(), [tg.param(f"shared{i}", (d, d)) for i in range(rng.randint(1, 3))]
+    turns, read = rng.random() < 0.5, dict[tg.Tensor, None]()
+    for i, fn in enumerate(fns):  # some weights in turn, or by chance, are those of other layers
+        alone = i % len(motif) > 0 if turns else rng.random() < own
+        w = tg.param(f"m{i}.w", (d, d)) if alone else pool[i // len(motif) % len(pool)] if turns else rng.choice(pool)
+        x, read[w] = fn(x @ w), None
+    for level in ("flowchart", "ops"):
+        assert weights_drawn(tg.draw(x, level=level).text) == len(read)
 
 
 def test_a_layer_with_another_constant_or_another_training_is_left_out() -> None:
