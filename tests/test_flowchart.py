@@ -153,6 +153,9 @@ def test_the_command_line_draws_the_seed_with_its_links(tmp_path: Path, capsys: 
     table.write_text("[]", encoding="utf-8")
     assert main(["draw", "llama-3-70b", "--level", "seed", "--links", str(table), "-o", str(chart)]) != 0
     assert "TG396" in capsys.readouterr().err
+    assert main(["draw", "gpt2", "--links", str(tmp_path / "no.json"), "-o", str(chart)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("GraphError[TG396] cannot read the links in ") and "Errno" not in said
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama-3.2-1b", "qwen3-0.6b"])
@@ -513,10 +516,32 @@ def test_a_picture_that_helps_nobody_is_refused() -> None:
 def test_hostile_names_stay_text() -> None:
     bad = '<script>alert(1)</script>"];\n%% javascript:'
     w = tg.ops.leaf.param(bad.replace("\n", " "), (3, 3))
-    drawn = draw(Graph({bad: tg.tanh(tg.input(bad.replace("\n", " "), (2, 3)) @ w)}), links="javascript:alert(1)")
+    drawn = draw(Graph({bad: tg.tanh(tg.input(bad.replace("\n", " "), (2, 3)) @ w)}), links="https://x/{label}")
     assert "<script" not in drawn.svg and "<script" not in drawn.mermaid and "javascript:alert" not in drawn.svg
     tame = draw(tg.tanh(tg.input("a", (2, 3)) @ tg.ops.leaf.param("w", (3, 3))))
     assert len(drawn.dot.splitlines()) == len(tame.dot.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("links", "text"),
+    [
+        (
+            "https://x/{labell}",
+            r"links know no \{labell\}\n  hint: they fill in \{label\}, \{op\}, \{path\}, \{component\}",
+        ),
+        ({"upp": "https://x/"}, "no box is called upp\n  hint: boxes are called x, tanh"),
+        ("javascript:alert(1)", r"no picture leads to 'javascript:alert\(1\)'"),
+        (3, "links are a URL template or a table of them, not 3"),
+    ],
+)
+def test_links_that_lead_nowhere_are_refused(links: Any, text: str) -> None:
+    with pytest.raises(GraphError, match=r"TG396\] " + text):
+        draw(tg.tanh(tg.input("x", (3,))), links=links)
+
+
+def test_a_size_that_the_graph_does_not_have_is_refused() -> None:
+    with pytest.raises(tg.SizeError, match=r"TG014.* the graph has no size called 'q'\n  its sizes are B"):
+        draw(tg.tanh(tg.input("x", (tg.dim("B"),))), binding="q=3")
 
 
 def test_the_same_graph_gives_the_same_text_in_every_process() -> None:

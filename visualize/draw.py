@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from tensorgraph.dims import binding as to_binding
-from tensorgraph.errors import GraphError
+from tensorgraph.errors import GraphError, SizeError
 from tensorgraph.graph import Graph
 from tensorgraph.nn import Module, Parameter
 from tensorgraph.tensor import Tensor
 from tensorgraph.visualize.backward import backward
 from tensorgraph.visualize.flowchart import flowchart, opened
+from tensorgraph.visualize.links import check_links
 from tensorgraph.visualize.picture import Picture
 from tensorgraph.visualize.project import Projection
 from tensorgraph.visualize.seed import seed_chart
@@ -52,14 +53,20 @@ def draw(
     `where=False` leaves lines of code out of tooltips; `mode` names what decided which weights are trained, for the
     legend. A module must say what it is called with, as published models do. Raises GraphError: [TG388] a name in
     `values`, [TG389] too many boxes, [TG390] what cannot be drawn, [TG391] an unknown level or block, [TG392] no
-    decoder for "seed", [TG395] an unknown direction.
+    decoder for "seed", [TG395] an unknown direction, [TG396] links that lead nowhere; SizeError[TG014] for a
+    size in the text of `binding` that it does not have.
     """
     if level not in LEVELS:
         raise GraphError("TG391", f"unknown level {level!r}", hint=f"one of: {', '.join(LEVELS)}")
     if direction not in (None, "LR", "TB"):
         raise GraphError("TG395", f"unknown direction {direction!r}", hint="LR or TB")
+    check_links(links)
     graph, bound, name = traced(what)
     sizes = {**bound, **to_binding(binding)}
+    known = {*graph.symbols, *graph.aliases, *bound}
+    if isinstance(binding, str) and (unknown := [n for n in sizes if n not in known]):  # a mapping may be a model's own
+        near = f"its sizes are {', '.join(sorted(known))}" if known else "all its sizes are numbers"
+        raise SizeError("TG014", f"the graph has no size called {unknown[0]!r}", notes=[near])
     need_numbers(values)
     if level == "backward":
         graph = graph.with_gradients()
@@ -82,6 +89,10 @@ def draw(
         view = backward(seen, said, direction, force)
     else:
         view = flowchart(seen, said, direction, opened(seen, block) if level == "block" else None, force)
+    if links and not isinstance(links, str) and not any(box.link for box in view.boxes):
+        labels = dict.fromkeys(box.label for box in view.boxes)
+        hint = f"boxes are called {', '.join(list(labels)[:8])}{' ...' * (len(labels) > 8)}"
+        raise GraphError("TG396", f"no box is called {', '.join(list(links)[:4])}", hint=hint)
     if mode:
         said = mode_text(mode, weights, sizes, graph.aliases)
         view = replace(view, legend=" · ".join(part for part in (said, view.legend) if part))
