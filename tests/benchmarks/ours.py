@@ -291,7 +291,8 @@ def attention_block() -> tuple[tg.Tensor, dict[str, Any]]:
 def limits() -> None:
     from tensorgraph.cli.bench import limits as measured
 
-    emit(key="limits", **measured())
+    found = [measured() for _ in range(5)]  # the most of several seconds: others use the machine, too
+    emit(key="limits", **{k: max(f[k] for f in found) for k in found[0]})
 
 
 def rss_mb() -> float:

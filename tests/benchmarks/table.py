@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
 MARK = "<!-- table.py -->"
+KINDS = ("float32", "bfloat16", "int8")
 CACHES = ("TENSORGRAPH_CACHE", "TORCHINDUCTOR_CACHE_DIR", "JAX_COMPILATION_CACHE_DIR")
 KEEP_ALL = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
 
@@ -38,7 +39,7 @@ class Run(NamedTuple):
     caches: int = 0
 
 
-def runs() -> Iterator[Run]:
+def runs(gguf: Path | None) -> Iterator[Run]:
     yield Run("limits", "limits", "ours", "limits")
     for name in ("S", "M", "toy"):
         row = f"train {name}"
@@ -52,8 +53,10 @@ def runs() -> Iterator[Run]:
     for name in ("llama", "vit"):
         for backend in ("c", "numpy"):
             yield Run(f"train {name}", backend, "ours", f"train {name} {backend}")
-    for kind in ("float32", "bfloat16", "int8"):
+    for kind in KINDS:
         yield Run("decode M", f"c {kind}", "ours", f"decode M c {kind}")
+        if gguf is not None:
+            yield Run("decode GGUF", f"c {kind}", "ours", f"decode smollm2:{gguf} c {kind}")
     yield Run("decode M", "torch", "torch", "decode M eager")
     yield Run("decode M", "jax", "jax", "decode M")
     for what in ("toy", "attn"):
@@ -121,7 +124,7 @@ def measure(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     done = {(r["round"], r["row"], r["side"]) for r in results}
     broken: set[tuple[str, str]] = {(r["row"], r["side"]) for r in results if "error" in r}
     for number in range(options.rounds):
-        for run in runs():
+        for run in runs(options.gguf):
             place = run.row, run.side
             if (number, *place) in done or place in broken or not any(w in run.row for w in options.only):
                 continue
@@ -185,7 +188,7 @@ def amount(value: float | None, figure: str) -> str:
     if value is None:
         return "–"
     if figure == "ms":
-        return f"{value * 1e3:.1f} µs" if value < 0.1 else f"{value:,.1f} ms"
+        return f"{value * 1e3:.3g} µs" if value < 1 else f"{value:,.1f} ms"
     return f"{value:,.0f} MB" if figure == "rss_mb" else f"{value:.2f} s"
 
 
@@ -206,12 +209,15 @@ def table(found: Results, goals: bool = True) -> str:
             cells.append(text)
         part = "" if share is None or "toy" in line.row else f"{share:.0%}"
         lines.append(f"| {line.what} | {amount(ours, line.figure)} | {part} | {' | '.join(cells)} |")
-    for name in ("llama", "vit"):
-        for side in ("c", "numpy"):
-            if (ours := found.median(f"train {name}", side, "ms")) is not None:
-                share = found.share(f"train {name}", side)
-                part = "" if share is None else f"{share:.0%}"
-                lines.append(f"| train {name}-shaped, {side} | {amount(ours, 'ms')} | {part} |" + " |" * len(PEERS))
+    alone = [
+        (f"train {name}", side, f"train {name}-shaped, {side}") for name in ("llama", "vit") for side in ("c", "numpy")
+    ]
+    alone += [("decode GGUF", f"c {kind}", f"decode SmolLM2-135M, {kind}") for kind in KINDS]
+    for row, side, what in alone:
+        if (ours := found.median(row, side, "ms")) is not None:
+            share = found.share(row, side)
+            part = "" if share is None else f"{share:.0%}"
+            lines.append(f"| {what} | {amount(ours, 'ms')} | {part} |" + " |" * len(PEERS))
     return "\n".join(lines)
 
 
@@ -243,6 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=Path, help="folder of the peers' scripts")
     parser.add_argument("--python", default=sys.executable, help="the Python that has torch and jax")
+    parser.add_argument("--gguf", type=Path, help="SmolLM2-135M, to be decoded as well")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one run")
