@@ -998,3 +998,14 @@ def test_what_every_run_reads_from_outside_comes_from_no_layer_before(name: str)
     found = [b.label for b in draw(open_target(name), "block", block="Cross*").view.boxes if b.label.startswith("from")]
     assert sum("or the layer before" in label for label in found) <= 1
     assert not any("connector, or" in label or "norm, or" in label for label in found)
+
+
+@pytest.mark.parametrize("shapes", [False, True])
+def test_no_line_runs_along_the_border_of_a_frame(shapes: bool) -> None:
+    """CLIP reads its tokens again behind all layers, to find where a text ends."""
+    view = draw(open_target("clip-vit-l-14-336"), shapes=shapes).view
+    drawn = Geometry(view, shapes)
+    assert [view.block_index[b.block].title for b in view.boxes if b.label == "input_ids" and b.block] == ["text"]
+    for (tail, head, curve), (left, low, right, high) in itertools.product(drawn.edges, drawn.frames.values()):
+        near = [y for x, y in curve if low < y < high and min(abs(x - left), abs(x - right)) < 4]
+        assert not near or max(near) - min(near) < 30, (tail, head)

@@ -24,16 +24,37 @@ class Entries:
         self.kinds = self._kinds()
         self.ports = self._ports()
         self.own = self._own()
+        self.towers = self._towers()
 
     def home(self, flow: Flow) -> str | None:
-        """The repeated frame whose every run reads an input, or one like it: there it stands, beside what reads it."""
-        return self.repeated(self.frame[flow.target]) if flow.each or flow in self.own else None
+        """The frame in which an input stands, beside what reads it: one whose every run reads it or one like it, or
+        the tower in which several steps do."""
+        if flow.each or flow in self.own:
+            return self.repeated(self.frame[flow.target])
+        return self.towers.get(flow.source) if isinstance(flow.source, Tensor) else None
 
     def repeated(self, frame: str | None) -> str | None:
         """The frame around one that repeats, or itself."""
         while frame is not None and self.seen.frames.runs[frame].times == 1:
             frame = self.seen.frames.parent(frame)
         return frame
+
+    def _towers(self) -> dict[Tensor, str]:
+        """Inputs that one tower reads before and behind what it repeats: from outside a line would follow its frame."""
+        readers: dict[Tensor, dict[Step, None]] = {}
+        for f in self.flows:
+            if isinstance(f.source, Tensor) and not f.each and f not in self.own:
+                readers.setdefault(f.source, {})[f.target] = None
+        out: dict[Tensor, str] = {}
+        for x, steps in readers.items():
+            around = {next(iter(self.seen.frames.path(self.frame[s])), None) for s in steps}
+            frame = around.pop()
+            if around or frame is None or self.seen.frames.runs[frame].times != 1:
+                continue
+            places = [i for i, s in enumerate(self.steps) if s in steps]
+            if any(self.frame[s] != frame for s in self.steps[places[0] : places[-1]]):
+                out[x] = frame
+        return out
 
     def _own(self) -> dict[Flow, list[Flow]]:
         """Inputs of which each run of a block reads one, as of a cache: all of them, for each."""
