@@ -100,8 +100,8 @@ def find(config: Mapping[str, Any], table: Mapping[str, Architecture]) -> tuple[
                 return name, architecture
     if not wanted:
         raise ModelError("TG911", 'the config names no architecture: it has neither "architectures" nor "model_type"')
-    near = difflib.get_close_matches(str(wanted), table, 3, 0.6)
-    hint = f"nearest are {', '.join(near)}" if near else f"supported are {', '.join(table)}"
+    near = difflib.get_close_matches(str(wanted), table, 3, 0.0)
+    hint = f"{'nearest' if len(table) > len(near) else 'supported'} are {', '.join(near)}"
     raise ModelError("TG911", f"unknown architecture {wanted!r}", hint=hint)
 
 

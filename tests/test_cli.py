@@ -380,6 +380,15 @@ def test_wrong_input_is_answered_in_words(run: Any, own: str, checkpoint: Path, 
             "SizeError[TG014] mini-268 has no size called 'Z'\n  its sizes are d, H, V, f, n, B, T",
         ("show", f"{own}:loss", "-d", "N=4"):
             f"SizeError[TG014] {o}:loss has no size called 'N'\n  its sizes are n\n  hint: did you mean n?",
+        ("params", "gpt2", "-d", "n=-1"): "SizeError[TG010] -d n=-1: a size of gpt2 is 1 or more",
+        ("cost", "gpt2", "-d", "B=0"): "SizeError[TG010] -d B=0: a size of gpt2 is 1 or more",
+        ("params", "gpt2", "--form", "icicle", "-o", "p.md"):
+            "ModelError[TG952] --form is for a picture, and none is written\n  hint: -o FILE.svg",
+        ("draw", "gpt2", "-o", "p.svg", "--block", "x"):
+            "ModelError[TG952] --block says what --level block opens, and the level is flowchart",
+        ("draw", "gpt2", "-o", "no/p.svg"): "GraphError[TG387] cannot write no/p.svg: there is no folder no",
+        ("draw", "gpt2", "-o", "p.svg", "--direction", "up"):
+            "GraphError[TG395] unknown direction 'UP'\n  hint: LR or TB",
         ("params", "gpt2", "-d", "d=100"): "ModelError[TG913] n_embd = 100 is not divisible by n_head = 12",
         ("params", "gpt2", "-d", "d=100", "-d", "k=7"): "SizeError[TG015] gpt2 has d = H·k, and 100 is not 12·7",
         ("params", "gpt2", "-d", "d"):

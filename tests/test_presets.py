@@ -337,6 +337,11 @@ ERRORS = [
         "  hint: nearest are LlamaForCausalLM, Olmo2ForCausalLM, GemmaForCausalLM",
     ),
     (
+        lambda: build({"architectures": ["Zebra"]}),
+        "ModelError[TG911] unknown architecture 'Zebra'\n"
+        "  hint: nearest are BertForMaskedLM, Qwen3ForCausalLM, Qwen2ForCausalLM",
+    ),
+    (
         lambda: gpt2.build("llama-3-8b"),
         "ModelError[TG911] unknown architecture 'LlamaForCausalLM'\n  hint: supported are GPT2LMHeadModel",
     ),

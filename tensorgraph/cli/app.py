@@ -135,22 +135,30 @@ def params(
             "-o", "--out", metavar="FILE", help="A file instead: md, html, tex, csv, json, txt; svg: where they live."
         ),
     ] = None,
-    form: Annotated[str, typer.Option("--form", metavar="NAME", help="Of the svg: bars or icicle.")] = "bars",
-    theme: Theme = "seed",
+    form: Annotated[
+        str | None, typer.Option("--form", metavar="NAME", help="Of the svg: bars (usual) or icicle.")
+    ] = None,
+    theme: Annotated[
+        str | None, typer.Option("--theme", metavar="NAME", help="Of the svg: seed (usual), light, dark or mono.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Every weight: name, symbolic shape, shape, count; totals by component."""
+    from tensorgraph.errors import ModelError
     from tensorgraph.visualize import ledger
 
     from . import tables
     from .target import open_target
 
+    given = [name for name, value in (("--form", form), ("--theme", theme)) if value is not None]
+    if given and not any(path.suffix.lower() == ".svg" for path in out or ()):
+        raise ModelError("TG952", f"{' and '.join(given)} is for a picture, and none is written", hint="-o FILE.svg")
     target = open_target(model, d, {"tie_word_embeddings": True} if tied else None).train(mode, lora, freeze)
     target.check_sizes(("B", "T") if target.graph is None else target.graph.symbols)
     found = ledger(target.module if target.module is not None else target.graph, target.binding, name=target.name)
     found = replace(found, mode=target.training.mode or "")
     for path in out or ():
-        print(found.save(path, form, theme))
+        print(found.save(path, form or "bars", theme or "seed"))
     if as_json:
         return print_json(found.to_json())
     if not out:
@@ -300,11 +308,18 @@ def draw(
     force: Annotated[bool, typer.Option("--force", help="Draw it however large it is.")] = False,
 ) -> None:
     """A picture of the graph: steps that carry weights highlighted, repeated blocks once."""
+    from tensorgraph.errors import ModelError
     from tensorgraph.visualize.draw import draw as picture_of
+    from tensorgraph.visualize.files import ready
     from tensorgraph.visualize.links import read_links
+    from tensorgraph.visualize.picture import SUFFIXES
 
     from .target import open_target
 
+    if block is not None and level != "block":
+        raise ModelError("TG952", f"--block says what --level block opens, and the level is {level}")
+    for path in out:
+        ready(path, SUFFIXES)
     target = open_target(model, d).train(mode, lora, freeze)
     target.check_sizes(("B", "T") if target.graph is None else target.graph.symbols)
     picture = picture_of(
@@ -312,7 +327,7 @@ def draw(
         level,  # type: ignore[arg-type]
         block=block,
         theme=theme,
-        direction=direction,  # type: ignore[arg-type]
+        direction=direction and direction.upper(),  # type: ignore[arg-type]
         shapes=shapes,
         unfold=unfold,
         links=read_links(links),

@@ -187,6 +187,9 @@ def _published(text: str, given: dict[str, Dim], changes: dict[str, Any]) -> Tar
     from tensorgraph.models import architecture, gguf, presets
     from tensorgraph.models.pretrained import CONFIG, read_json
 
+    for size, value in given.items():
+        if type(value) is int and value < 1:  # their graphs are for one and more of everything
+            raise SizeError("TG010", f"-d {size}={value}: a size of {text} is 1 or more")
     path = Path(text)
     reachable(path)
     names = None

@@ -18,6 +18,7 @@ from tensorgraph.models.decoder import Decoder
 from tensorgraph.models.pretrained import Net
 from tensorgraph.models.tokenizer import Tokenizer
 from tensorgraph.models.train import Corpus, Settings, Trainer, fresh, read_text, split_text
+from tensorgraph.passes.memory import shown
 from tensorgraph.visualize.curve import curve
 
 from .target import Target
@@ -136,8 +137,7 @@ def _announce(console: Console, target: Target, trainer: Trainer, bigram: float,
         soft_wrap=True,
     )
     console.print(
-        f"step  {counted(s.batch, 'window')} of {counted(s.length, 'token')}, "
-        f"needs {trainer.memory().peak / 1e6:,.1f} MB",
+        f"step  {counted(s.batch, 'window')} of {counted(s.length, 'token')}, needs {shown(trainer.memory().peak)}",
         soft_wrap=True,
     )
     if resumed:
