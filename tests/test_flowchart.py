@@ -285,9 +285,14 @@ def test_nothing_overlaps_in_real_pictures(name: str, level: str) -> None:
     made = draw(open_target(name).train(mode or None), level, shapes=shapes)  # type: ignore[arg-type]
     view, drawn = made.rows.view, Geometry(made.view, shapes)
     assert len(drawn.boxes) == len(view.boxes) and len(drawn.edges) == len(view.edges)
+    written = drawn.edge_labels if shapes else []
+    assert not shapes or written
+    for text, other in itertools.combinations(written, 2):
+        assert not overlap(text, other, slack=0.5)
     for (a, x), (b, y) in itertools.combinations(drawn.boxes.items(), 2):
         assert not overlap(x, y), (a, b)
     for box, rect in drawn.boxes.items():
+        assert not any(overlap(text, rect) for text in written), box
         assert all(inside(text, rect) for text in drawn.labels[box]), box
         for frame, around in drawn.frames.items():
             assert inside(rect, around) if box in drawn.members[frame] else not overlap(rect, around), (box, frame)
@@ -297,6 +302,7 @@ def test_nothing_overlaps_in_real_pictures(name: str, level: str) -> None:
             assert box in (tail, head) or not any(touches(q, rect, -1.5) for q in curve), (tail, head, box)
         for text in itertools.chain(*drawn.headings.values()):
             assert level == "backward" or not any(touches(q, text, -0.5) for q in curve), (tail, head, "heading")
+        assert not any(touches(q, text, -1.5) for text in written for q in curve), (tail, head, "shape")
     for (a, x), (b, y) in itertools.combinations(drawn.frames.items(), 2):
         assert frames_apart(x, y) >= 7.9, (a, b)
 
