@@ -494,12 +494,12 @@ class MemoryReport(NamedTuple):
         return self.arena + self.given + self.returned + self.tables + self.scratch
 
     def __str__(self) -> str:
+        shown = memory.shown
         lines = [
-            f"peak {self.peak / 1e6:,.1f} MB = arena {self.arena / 1e6:,.1f}"
-            f" + parameters, state and inputs {self.given / 1e6:,.1f}"
-                 f" + results {self.returned / 1e6:,.1f} + tables {self.tables / 1e6:,.1f}"
-                 f" + scratch {self.scratch / 1e6:,.1f}"]  # fmt: skip
-        lines += [f"  {size / 1e6:10,.2f} MB  {path}  {where}".rstrip() for size, path, where in self.largest]
+            f"peak {shown(self.peak)} = arena {shown(self.arena)} + parameters, state and inputs {shown(self.given)}"
+            f" + results {shown(self.returned)} + tables {shown(self.tables)} + scratch {shown(self.scratch)}"
+        ]
+        lines += [f"  {shown(size):>13}  {path}  {where}".rstrip() for size, path, where in self.largest]
         lines += [self.note] if self.note else []
         return "\n".join(lines)
 
@@ -516,7 +516,7 @@ class RematReport(NamedTuple):
     def __str__(self) -> str:
         more = self.flops_after / max(1, self.flops_before) - 1
         return (
-            f"computed again: {self.choice}; peak {self.peak_before / 1e6:,.1f} MB -> {self.peak_after / 1e6:,.1f} MB, "
+            f"computed again: {self.choice}; peak {memory.shown(self.peak_before)} -> {memory.shown(self.peak_after)}, "
             f"FLOPs {self.flops_before / 1e9:,.2f} G -> {self.flops_after / 1e9:,.2f} G ({more:+.1%})"
         )
 

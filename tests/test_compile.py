@@ -305,6 +305,7 @@ def test_a_limit_is_bytes_or_a_size_in_words(monkeypatch):
     x = tg.input("x", (B, 4))
     f = tg.compile(x.sum(), memory_limit="0.1kB")
     assert said(f, x=np.ones((8, 4), "f4")).splitlines()[0].endswith("and the limit is 100 B")
+    assert "128 B  x" in str(f.memory("B=8")) and "0.0" not in str(f.memory("B=8"))
     for wrong in (-1, 1.5, True, "much", "-2GB"):
         assert said(tg.compile, x.sum(), memory_limit=wrong).startswith("BackendError[TG716] memory_limit is")
     assert [memory.shown(n) for n in (0, 999, 1500, 250_000, 21 * 10**9)] == [
