@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -231,7 +232,10 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
             ]
         self.c_source = "\n".join(parts) + "\n"
         bare = re.sub(r"/\*.*?\*/", "", self.c_source, flags=re.DOTALL)  # one build, wherever the model's lines stand
-        library = ctypes.CDLL(cpu.build(bare, cpu.flags(self.strict)))
+        with ThreadPoolExecutor(1) as beside:  # two compilers at once, where the runtime is not built either
+            runtime = beside.submit(cpu.library)
+            library = ctypes.CDLL(cpu.build(bare, cpu.flags(self.strict)))
+            runtime.result()
         for i in range(len(self.segments)):
             call = library[f"segment{i}"]
             call.argtypes = [ctypes.c_void_p]
