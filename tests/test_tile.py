@@ -132,7 +132,7 @@ def test_logits_never_exist_whole(blocks):
 def test_no_rows_at_all(blocks):
     """A sum over nothing is zero, also where the blocks of rows are none."""
     blocks(1, 1, 1)
-    n = tg.dim("n", min=0)
+    n = tg.dim("no_rows", min=0)
     x, w, labels = tg.input("x", (n, 16)), tg.param("w", (64, 16)), tg.input("labels", (n,), "int32")
     loss = tg.cross_entropy(x @ w.T, labels, reduction="sum", ignore=None)
     f = tg.compile([loss, *autodiff.grad(loss, [w])], backend="c")

@@ -39,7 +39,7 @@ class Run(NamedTuple):
     caches: int = 0
 
 
-def runs(gguf: Path | None) -> Iterator[Run]:
+def runs(gguf: Path | None = None) -> Iterator[Run]:
     yield Run("limits", "limits", "ours", "limits")
     for name in ("S", "M", "toy"):
         row = f"train {name}"
