@@ -24,7 +24,7 @@ from .parity import BOUNDS, Suite
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory) -> Suite:
-    return Suite(ENCODERS, lambda name: tmp_path_factory.mktemp(name, numbered=False))
+    return Suite(ENCODERS, lambda name: tmp_path_factory.mktemp(name))
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)

@@ -16,7 +16,7 @@ CASES = [(name, batch) for name, config in CONFIGS.items() for batch in config.b
 
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory) -> Texts:
-    return Texts(CONFIGS, lambda name: tmp_path_factory.mktemp(name, numbered=False))
+    return Texts(CONFIGS, lambda name: tmp_path_factory.mktemp(name))
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)

@@ -47,7 +47,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
     @functools.cache
     def folder(name: str) -> Path:
-        return R.save(model_of(name), tmp_path_factory.mktemp(name, numbered=False))
+        return R.save(model_of(name), tmp_path_factory.mktemp(name))
 
     return folder
 

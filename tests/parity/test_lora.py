@@ -147,8 +147,8 @@ def folders(tmp_path_factory):
     @functools.cache
     def make(name: str) -> tuple[Path, Path]:
         cls, config, _ = CASES[name]
-        base = R.save(R.build(cls, config, seed=200), tmp_path_factory.mktemp(f"base-{name}", numbered=False))
-        folder = tmp_path_factory.mktemp(f"adapter-{name}", numbered=False)
+        base = R.save(R.build(cls, config, seed=200), tmp_path_factory.mktemp(f"base-{name}"))
+        folder = tmp_path_factory.mktemp(f"adapter-{name}")
         with R.quiet():
             adapted(name).save_pretrained(folder)
         return base, folder

@@ -251,9 +251,7 @@ def reference_of(name: str) -> tuple[Any, dict[str, Any], R.Reference, Any, tupl
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory):
-    return functools.cache(
-        lambda name: R.save(reference_of(name)[0], tmp_path_factory.mktemp(f"plain-{name}", numbered=False))
-    )
+    return functools.cache(lambda name: R.save(reference_of(name)[0], tmp_path_factory.mktemp(f"plain-{name}")))
 
 
 def differs(net: Any, name: str) -> bool:

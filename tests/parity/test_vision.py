@@ -22,7 +22,7 @@ from .parity import BOUNDS, Suite
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory) -> Suite:
-    return Suite(VISION, lambda name: tmp_path_factory.mktemp(name, numbered=False))
+    return Suite(VISION, lambda name: tmp_path_factory.mktemp(name))
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
@@ -99,7 +99,7 @@ GENERATING["mllama-left"] = replace(VISION["mllama"], text=LEFT)
 
 @pytest.fixture(scope="module")
 def generating(tmp_path_factory) -> Suite:
-    return Suite(GENERATING, lambda name: tmp_path_factory.mktemp(f"generating-{name}", numbered=False))
+    return Suite(GENERATING, lambda name: tmp_path_factory.mktemp(f"generating-{name}"))
 
 
 @pytest.mark.parametrize("name", GENERATING)
