@@ -66,7 +66,7 @@ class Session:
         """
         T = ids.shape[1]
         if positions is None:
-            positions = np.broadcast_to(np.arange(self.position, self.position + T), ids.shape)
+            positions = np.arange(self.position, self.position + T, dtype=np.int32)[None].repeat(len(ids), 0)
         check_length(self.net, int(positions.max(initial=0)) + 1)
         self._reserve(self.position + T)
         arrays = {"input_ids": ids, "position_ids": positions}

@@ -706,7 +706,7 @@ class Step:
             for k in stretch:
                 offsets[k] = end
                 end += math.prod(like[k]) * leaves[k].dtype.size
-        block = memory.zeros(end + memory.ALIGN)
+        block = np.zeros(end + memory.ALIGN, np.uint8)  # in huge pages, where NumPy may ask for them
         start = -block.ctypes.data % memory.ALIGN
         return {k: np.ndarray(like[k], t.dtype.np, block, start + offsets[k]) for k, t in leaves.items()}
 

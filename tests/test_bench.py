@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ BACKENDS = ["numpy", pytest.param("c", marks=pytest.mark.skipif(cpu.compiler() i
 
 @pytest.fixture(autouse=True)
 def quick_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "limits", lambda: {"gemm_gflops": 100.0, "read_gbs": 10.0})
+    monkeypatch.setattr(bench, "products", lambda *_: 100.0)
+    monkeypatch.setattr(bench, "reading", lambda *_: 10.0)
+    monkeypatch.setattr(bench, "REST", 0)
 
 
 def bench_of(capsys: pytest.CaptureFixture[str], *args: str) -> Any:
@@ -62,6 +65,30 @@ def test_both_are_measured(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     assert "ms a step" in svg and "<svg" in svg
 
 
+class Drifting:
+    """A clock, and a machine that runs at another speed after each rest."""
+
+    def __init__(self) -> None:
+        self.now, self.speed, self.speeds = 0.0, 1.0, itertools.cycle([0.3, 0.7, 1.0])
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now, self.speed = self.now + seconds, next(self.speeds)
+
+    def call(self) -> None:
+        self.now += 0.03 / self.speed
+
+
+def test_a_share_is_of_the_limit_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Drifting()
+    monkeypatch.setattr(bench, "time", machine)
+    times, shares = bench.beside(machine.call, lambda: machine.speed, 1.0)
+    assert max(times) > 3 * min(times) and len(shares) > 3
+    assert shares == pytest.approx([1 / 0.03] * len(shares))
+
+
 def test_weights_are_counted_as_they_are_read(capsys: pytest.CaptureFixture[str]) -> None:
     sizes = [f"-d{k}" for k in ("n=2", "d=64", "H=4", "f=128", "V=512", "P=64")]
     rows = {w: bench_of(capsys, "gpt2", *sizes, "--only", "decode", "--backend", "numpy", "--weights", w)["rows"][0]
@@ -74,7 +101,7 @@ def test_a_profile_colours_the_picture_of_the_model() -> None:
     from tensorgraph.cli.target import open_target
 
     target = open_target("mini-268", [])
-    graph, where = target.trace(), bench.train(target, "numpy", 0.01, {"gemm_gflops": 100.0, "read_gbs": 10.0})[1]
+    graph, where = target.trace(), bench.train(target, "numpy", 0.01)[1]
     picture = draw(graph, values=where.values(graph), values_label="ms")
     coloured = [b for b in picture.view.boxes if b.value is not None]
     assert len(coloured) > len(picture.view.boxes) / 2

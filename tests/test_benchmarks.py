@@ -27,7 +27,7 @@ def load(name: str) -> Any:
 def test_ratios_are_of_one_round() -> None:
     table = load("table")
     rows = [
-        {"round": n, "row": "train S", "side": side, "ms": ms, "gflops": 100.0, "loss0": 9.1}
+        {"round": n, "row": "train S", "side": side, "ms": ms, "share": 0.8, "loss0": 9.1}
         for n, (ours, theirs) in enumerate([(10.0, 40.0), (100.0, 200.0), (10.0, 30.0)])
         for side, ms in (("c", ours), ("torch", theirs))
     ]

@@ -15,7 +15,7 @@ from ..passes.program import Value
 from . import cgen, cpu
 from .cgen import c_type
 
-SPECIAL = {"matmul", "take", "segment_sum", "gather", "reduce", "update_slice", "dynamic_slice", "argmax"}
+SPECIAL = {"matmul", "take", "segment_sum", "index_add", "gather", "reduce", "update_slice", "dynamic_slice", "argmax"}
 INLINE = 1 << 13  # multiplications of a product of known sizes up to which it is a plain loop
 OPEN = "    const int64_t *const s = c->s; (void)s; (void)block; (void)w;"
 
@@ -140,19 +140,37 @@ class Kernels:
         return self._parallel([a, i, self.pointer(out)], body, f"{lead} * {n}", f"{lead} * {n} * {tail}")
 
     def _segment_sum(self, piece: Piece, step: Step) -> list[str] | None:
-        """Each part owns a range of the result's rows and looks at all ids: the order of a sum is that of the rows."""
-        x, ids, out = *piece.inputs, piece.outputs[0]
+        x, ids = piece.inputs
+        return self._add_rows(piece, x, ids, None)
+
+    def _index_add(self, piece: Piece, step: Step) -> list[str] | None:
+        x, ids, rows = piece.inputs
+        if any(v.dtype != piece.outputs[0].dtype for v in (x, rows)) or not x.contiguous:
+            return None
+        return self._add_rows(piece, rows, ids, None if step.alias[0] == 0 else x, clear=False)
+
+    def _add_rows(self, piece: Piece, x: Value, ids: Value, old: Value | None, clear: bool = True) -> list[str] | None:
+        """Each part owns a range of the result's rows and looks at all ids: the order of a sum is that of the rows.
+
+        They are added to zeros (`clear`), to a copy of `old`, or to what the result's storage holds.
+        """
+        out = piece.outputs[0]
         axis, t = piece.kernel.node.attrs["axis"], c_type(out.dtype)
         (a, at), (i, at_i) = self._read(x), self._read(ids)
         cut, along = self._cut(at, x.shape, axis, axis + len(ids.shape)), self._axes(at_i, ids.shape)
         if cut is None or along is None:
             return None
         (lead, s0), (_, s1), (tail, s2) = cut
-        n, count = self.size(dims.size(ids.shape)), self.size(piece.kernel.node.attrs["count"])
+        n, count = self.size(dims.size(ids.shape)), self.size(out.shape[axis])
+        room = f"(size_t)((hi - lo) * {tail}) * sizeof({t})"
+        start = [f"    memset(y + first, 0, {room});"] if clear else []
+        if old is not None:
+            start = [f"    memcpy(y + first, (const {t} *)a[3] + first, {room});"]
         body = [
             f"const {t} *const x = a[0]; const {c_type(ids.dtype)} *const ids = a[1]; {t} *const y = a[2];",
             f"for (int64_t l = 0; l < {lead}; l++) {{",
-            f"    memset(y + (l * {count} + lo) * {tail}, 0, (size_t)((hi - lo) * {tail}) * sizeof({t}));",
+            *([f"    const int64_t first = (l * {count} + lo) * {tail};"] if start else []),
+            *start,
             f"    for (int64_t r = 0; r < {n}; r++) {{",
             f"        const int64_t i = tg_index(c, ids[r * {along[1]}], {count});",
             "        if (i < lo || i >= hi) continue;",
@@ -162,7 +180,8 @@ class Kernels:
             "    }",
             "}",
         ]
-        return self._parallel([a, i, self.pointer(out)], body, count, f"{lead} * ({count} + {n}) * {tail}")
+        args = [a, i, self.pointer(out), *([] if old is None else [self._read(old)[0]])]
+        return self._parallel(args, body, count, f"{lead} * ({count if start else 0} + {n}) * {tail}")
 
     def _update_slice(self, piece: Piece, step: Step) -> list[str] | None:
         (x, new, position), out = piece.inputs, piece.outputs[0]

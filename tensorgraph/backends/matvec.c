@@ -13,6 +13,7 @@ enum { FEW = 4, AHEAD = 4096, SHARED = 32768, STRIP = 262144, SUMS = 16, STRETCH
 #define LANES 4
 #endif
 typedef float Four __attribute__((vector_size(16)));
+typedef float AnyFour __attribute__((vector_size(16), aligned(4), may_alias));
 typedef float Lanes __attribute__((vector_size(4 * LANES)));
 typedef float AnyLanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 INLINE Lanes lanes_f(const float *p) { return *(const AnyLanes *)p; }
@@ -34,11 +35,17 @@ INLINE Lanes lanes_h(const uint16_t *p) {
 INLINE float one_f(float q) { return q; }
 INLINE float one_b(int8_t q) { return (float)q; }
 INLINE float one_h(uint16_t q) { const uint32_t b = (uint32_t)q << 16; float f; memcpy(&f, &b, 4); return f; }
-INLINE float total(Lanes v) {
+INLINE Four quarter(Lanes v) {
     const union { Lanes v; Four f[LANES / 4]; } u = {v};
     Four t = u.f[0];
     for (int i = 1; i < LANES / 4; i++) t += u.f[i];
-    return (t[0] + t[2]) + (t[1] + t[3]);
+    return t;
+}
+INLINE float total(Lanes v) { const Four t = quarter(v); return (t[0] + t[2]) + (t[1] + t[3]); }
+INLINE Four totals(Lanes a, Lanes b, Lanes c, Lanes d) {
+    const Four p = quarter(a), q = quarter(b), r = quarter(c), s = quarter(d);
+    const Four e = {p[0], q[0], r[0], s[0]}, f = {p[1], q[1], r[1], s[1]}, g = {p[2], q[2], r[2], s[2]}, h = {p[3], q[3], r[3], s[3]};
+    return (e + g) + (f + h);
 }
 /* dots: y[i][j] = x[i] . w[j] for rows j of k elements, `ld` apart */
 #define DOTS(t, T)                                                                                                   \
@@ -68,6 +75,24 @@ static void dots_##t(const float *x, int64_t lda, const T *w, int64_t ld, const 
 DOTS(f, float)
 DOTS(b, int8_t)
 DOTS(h, uint16_t)
+/* Short rows, the keys of a head: four at a time, whose lanes are summed up together. */
+static void dots_short(const float *x, int64_t lda, const float *w, int64_t ld, float *y, int64_t ldy, int64_t m, int64_t n, int64_t k) {
+    int64_t j = 0;
+    for (; j + 4 <= n; j += 4) {
+        const float *const r = w + j * ld;
+        for (int64_t l = 0; l < 4 * k; l += 16) __builtin_prefetch((const char *)(r + l) + AHEAD);
+        for (int64_t i = 0; i < m; i++) {
+            const float *const q = x + i * lda;
+            Lanes a = {0}, b = {0}, c = {0}, d = {0};
+            for (int64_t p = 0; p < k; p += LANES) {
+                const Lanes v = lanes_f(q + p);
+                a += v * lanes_f(r + p); b += v * lanes_f(r + ld + p); c += v * lanes_f(r + 2 * ld + p); d += v * lanes_f(r + 3 * ld + p);
+            }
+            *(AnyFour *)(y + i * ldy + j) = totals(a, b, c, d);
+        }
+    }
+    if (j < n) dots_f(x, lda, w + j * ld, ld, 0, y + j, ldy, m, n - j, k);
+}
 /* z[i] = x[i][lo .. hi] b[lo .. hi], for rows p of n weights, `ld` apart, in stretches of results that stay in cache */
 static void columns(const float *x, int64_t x0, int64_t x1, const float *b, int64_t ld, float *z, int64_t ldz, int64_t m, int64_t n, int64_t lo, int64_t hi) {
     if (n <= NARROW) { /* results that stay in registers */
@@ -109,7 +134,10 @@ static void columns(const float *x, int64_t x0, int64_t x1, const float *b, int6
 }
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int by_dots(const Gemm *g) { return g->b0 == 1 && g->a1 == 1; }
-static int is_few(const Gemm *g) { return !g->wide && !g->count && !g->add && g->m <= FEW && (by_dots(g) || g->b1 == 1); }
+static int64_t entries(const Gemm *g) { return g->batch[0] * g->batch[1] * g->batch[2]; }
+static int is_few(const Gemm *g) {
+    return !g->wide && (!g->count || g->count == entries(g)) && !g->add && g->m <= FEW && (by_dots(g) || g->b1 == 1);
+}
 static int64_t in_batch(const Gemm *g, const int64_t *steps, int64_t i) {
     const int64_t last = g->batch[2], middle = g->batch[1];
     return i % last * steps[2] + i / last % middle * steps[1] + i / (last * middle) * steps[0];
@@ -120,8 +148,10 @@ static void dots_part(Call *call, void *const *args, int64_t lo, int64_t hi, int
     (void)call; (void)block; (void)w;
     for (int64_t at = lo; at < hi;) {
         const int64_t i = at / g->n, j = at % g->n, n = least(hi - at, g->n - j);
-        dots_f((const float *)g->a + in_batch(g, g->as, i), g->a0, (const float *)g->b + in_batch(g, g->bs, i) + j * g->b1, g->b1, 0,
-               (float *)g->c + in_batch(g, g->cs, i) + j, g->ldc, g->m, n, g->k);
+        const float *const x = (const float *)g->a + in_batch(g, g->as, i), *const w = (const float *)g->b + in_batch(g, g->bs, i) + j * g->b1;
+        float *const y = (float *)g->c + in_batch(g, g->cs, i) + j;
+        if (g->k <= NARROW && g->k % LANES == 0) dots_short(x, g->a0, w, g->b1, y, g->ldc, g->m, n, g->k);
+        else dots_f(x, g->a0, w, g->b1, 0, y, g->ldc, g->m, n, g->k);
         at += n;
     }
 }
@@ -167,7 +197,7 @@ static void gemm_few(Call *c, const Gemm *given) {
         g->m = g->batch[2]; g->a0 = g->as[2]; g->ldc = g->cs[2];
         g->batch[2] = 1;
     }
-    const int64_t count = g->batch[0] * g->batch[1] * g->batch[2], bytes = 4 * g->n * g->k;
+    const int64_t count = entries(g), bytes = 4 * g->n * g->k;
     if (!count) return;
     if (by_dots(g)) {
         void *args[] = {g};

@@ -150,7 +150,7 @@ static void gemm_part(Call *call, void *const *args, int64_t lo, int64_t hi, int
     }
 }
 static void gemm(Call *c, const Gemm *g) {
-    int64_t count = g->count ? g->count : g->batch[0] * g->batch[1] * g->batch[2];
+    int64_t count = g->count ? g->count : entries(g);
     double flops = 2.0 * (double)g->m * (double)g->n * (double)g->k;
     void *args[2] = {(void *)(intptr_t)g, 0};
     if (is_few(g)) { gemm_few(c, g); return; }

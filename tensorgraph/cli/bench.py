@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -27,27 +28,57 @@ if TYPE_CHECKING:
 
 USUAL = {"B": 1, "T": 128}
 TIMED = ("auto", "c", "numpy")
+REST = 0.06  # seconds after which the threads of NumPy's BLAS no longer spin, waiting for more
 AHEAD = 24  # positions after the context, at most, that are decoded in turn
 
 
+@functools.cache
+def _square() -> tuple[Any, Any]:
+    return np.ones((1536, 1536), np.float32), np.empty((1536, 1536), np.float32)
+
+
+@functools.cache
+def _tall() -> tuple[Any, Any, Any]:
+    return np.ones((16384, 4096), np.float32), np.ones(4096, np.float32), np.empty(16384, np.float32)
+
+
+def products(seconds: float = 0.1, of: Callable[[list[float]], float] = statistics.median) -> float:
+    """GFLOP/s of a float32 product through NumPy, over so many seconds."""
+    a, out = _square()
+    return float(2e-9 * len(a) ** 3 / of(timed(lambda: np.matmul(a, a, out=out), seconds)))
+
+
+def reading(seconds: float = 0.1, of: Callable[[list[float]], float] = statistics.median) -> float:
+    """GB/s of reading memory through NumPy, over so many seconds."""
+    matrix, x, y = _tall()
+    return float(1e-9 * matrix.nbytes / of(timed(lambda: np.dot(matrix, x, out=y), seconds)))
+
+
 def limits() -> dict[str, float]:
-    """What this machine does at best, through NumPy: GFLOP/s of a float32 product, GB/s of reading memory."""
-    a = np.ones((1536, 1536), np.float32)
-    out = np.empty_like(a)
-    product = least(lambda: np.matmul(a, a, out=out), 0.5)
-    matrix, x = np.ones((16384, 4096), np.float32), np.ones(4096, np.float32)
-    y = np.empty(16384, np.float32)
-    read = least(lambda: np.dot(matrix, x, out=y), 0.5)
-    return {"gemm_gflops": 2 * 1536**3 / product / 1e9, "read_gbs": matrix.nbytes / read / 1e9}
+    """What this machine does at best, through NumPy."""
+    return {"gemm_gflops": products(0.5, min), "read_gbs": reading(0.5, min)}
 
 
-def least(call: Callable[[], Any], seconds: float) -> float:
-    """The shortest of the calls that fit in so many seconds, after one to warm up."""
-    return min(timed(call, seconds))
+def beside(call: Callable[[], Any], limit: Callable[[], float], seconds: float) -> tuple[list[float], list[float]]:
+    """Times of calls, in seconds; and what part of the limit's speed a unit of work in a call's time is, by windows.
+
+    A machine's speed drifts, its memory's most of all, by what its neighbours do: the limit is measured again every
+    tenth of a second, and each call is held against the limit of its window.
+    """
+    times: list[float] = []
+    shares: list[float] = []
+    start = time.perf_counter()
+    while not times or time.perf_counter() - start < seconds:
+        window = timed(call, 0.1, warm=not times)
+        times += window
+        shares.append(1 / (statistics.median(window) * limit()))
+        time.sleep(REST)
+    return times, shares
 
 
-def timed(call: Callable[[], Any], seconds: float) -> list[float]:
-    call()
+def timed(call: Callable[[], Any], seconds: float, warm: bool = True) -> list[float]:
+    if warm:
+        call()
     times: list[float] = []
     start = time.perf_counter()
     while not times or time.perf_counter() - start < seconds:
@@ -72,7 +103,7 @@ def peak_mb() -> float | None:
 # ---------------------------------------------------------------------------------------------- training
 
 
-def train(target: Target, backend: str, seconds: float, machine: Mapping[str, float]) -> tuple[dict[str, Any], Profile]:
+def train(target: Target, backend: str, seconds: float) -> tuple[dict[str, Any], Profile]:
     """Figures of a training step (AdamW, float32) on random batches, and where its time goes.
 
     Raises ModelError[TG951] for a model without a loss.
@@ -91,11 +122,10 @@ def train(target: Target, backend: str, seconds: float, machine: Mapping[str, fl
         nonlocal state
         _, state = step(state, **batch)
 
-    times = timed(once, seconds)
+    times, shares = beside(once, products, seconds)
     spent = statistics.median(times)
-    products = step.cost(binding)
-    flops = sum(int(f.products) for f in (products.forward, products.backward))
-    rate = flops / spent / 1e9
+    cost = step.cost(binding)
+    gflop = sum(int(f.products) for f in (cost.forward, cost.backward)) / 1e9
     tokens = _tokens(batch)
     arrays = {k: a for k, a in {**state.arrays, **batch}.items() if k in step.compiled.program.leaves}
     where = profile(step.compiled, arrays, binding)
@@ -107,8 +137,8 @@ def train(target: Target, backend: str, seconds: float, machine: Mapping[str, fl
         "ms_least": min(times) * 1e3,
         "first_s": first,
         "tokens_per_s": tokens / spent,
-        "gflops": rate,
-        "share_of_gemm": rate / machine["gemm_gflops"],
+        "gflops": gflop / spent,
+        "share_of_gemm": gflop * statistics.median(shares),
         "predicted_mb": predicted,
         "process_mb": peak_mb(),
         "ms_by_op": {k: v * 1e3 for k, v in where.by_op().items()},
@@ -168,9 +198,7 @@ def _tokens(batch: Mapping[str, Any]) -> int:
 # ---------------------------------------------------------------------------------------------- decoding
 
 
-def decode(
-    target: Target, backend: str, weights: str | None, context: int, seconds: float, machine: Mapping[str, float]
-) -> dict[str, Any]:
+def decode(target: Target, backend: str, weights: str | None, context: int, seconds: float) -> dict[str, Any]:
     """Figures of making one token after another, greedily, after `context` of them. `weights` as of `from_pretrained`.
 
     The share is of the time that reading each weight once takes at least.
@@ -203,7 +231,7 @@ def decode(
     begin = time.perf_counter()
     once()
     first = time.perf_counter() - begin
-    times = timed(once, seconds)
+    times, shares = beside(once, reading, seconds)
     spent = statistics.median(times)
     read = weight_bytes(session)
     return {
@@ -218,7 +246,7 @@ def decode(
         "tokens_per_s": 1 / spent,
         "weights_mb": read / 1e6,
         "gbs": read / spent / 1e9,
-        "share_of_read": read / spent / 1e9 / machine["read_gbs"],
+        "share_of_read": read / 1e9 * statistics.median(shares),
         "process_mb": peak_mb(),
     }
 
@@ -324,10 +352,10 @@ def run(
     machine = limits()
     rows: list[dict[str, Any]] = []
     if "train" in modes:
-        row, where = train(target, backend, seconds, machine)
+        row, where = train(target, backend, seconds)
         rows.append(row)
     if "decode" in modes:
-        rows.append(decode(target, backend, weights, context, seconds, machine))
+        rows.append(decode(target, backend, weights, context, seconds))
     if console is not None:
         show(console, rows, machine, context)
     for path in out:

@@ -95,6 +95,52 @@ def _(g: Tensor, y: Tensor, x: Tensor, ids: Tensor, count: Dim, axis: int) -> An
     return lambda: take(g, ids, axis), None
 
 
+def _index_add_shape(x: Tensor, ids: Tensor, rows: Tensor, axis: int) -> Shape:
+    need_dtype("index_add", ids, "i", "ids")
+    if not dims.same_shape(rows.shape, (*x.shape[:axis], *ids.shape, *x.shape[axis + 1 :])):
+        raise clash(
+            "TG118",
+            "index_add: rows must have the shape of x, with that of ids in place of the axis indexed",
+            (x, "x", None),
+            (ids, "ids", None),
+            (rows, "rows", None),
+        )
+    return x.shape
+
+
+@builtin(
+    shape=_index_add_shape,
+    dtype=lambda x, *_, **__: x.dtype,
+    prepare=_axis("index_add"),
+    inplace=(0,),
+    ranges=lambda x, ids, rows, axis: [DataRange(1, 0, x.shape[axis])],
+    flops=lambda y, x, ids, rows, **__: rows.size,
+    samples=[
+        S("5 d", ids("B T", "5"), "B T d"),
+        S("B 3", ids("T", "3"), "B T", axis=1),
+        Bad("5 d", ids("T", "5"), "B d", match="rows must have"),
+        Bad("5 d", "B", "B d", match="must be integer"),
+    ],
+)
+def index_add(x: Tensor, ids: Tensor, rows: Tensor, axis: int = 0) -> Tensor:
+    """x with each of `rows` added to the row of x whose index is its id: x + segment_sum(rows, ids), in one pass."""
+
+
+@index_add.forward
+def _(xp: Any, x: Any, ids: Any, rows: Any, axis: int, out: Any = None) -> Any:
+    y = x.astype(xp.result_type(x, rows)) if out is None else out
+    if y is not x and out is not None:
+        xp.copyto(y, x)
+    flat = xp.reshape(rows, (*x.shape[:axis], ids.size, *x.shape[axis + 1 :]))
+    xp.add.at(y, (slice(None),) * axis + (xp.reshape(ids, (-1,)),), flat)
+    return y
+
+
+@index_add.vjp
+def _(g: Tensor, y: Tensor, x: Tensor, ids: Tensor, rows: Tensor, axis: int) -> Any:
+    return lambda: g, None, lambda: take(g, ids, axis)
+
+
 def _along_shape(x: Tensor, ids: Tensor, axis: int) -> Shape:
     need_dtype("take_along", ids, "i", "ids")
     if ids.ndim != x.ndim or not all(
@@ -295,6 +341,7 @@ def one_hot(ids: Tensor, count: Any, dtype: Any = "float32") -> Tensor:
 __all__ = [
     "argsort",
     "dynamic_slice",
+    "index_add",
     "one_hot",
     "segment_sum",
     "sum_along",

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import bisect
-import mmap
 import re
 from collections.abc import Iterable, Mapping
 from numbers import Integral
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from .. import dims
 from ..errors import BackendError
@@ -21,7 +18,6 @@ ALIGN = 64
 SHOWN = {"TB": 10**12, "GB": 10**9, "MB": 10**5, "kB": 10**3}  # the least that is shown in each unit
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
-HUGE = 1 << 22  # bytes from which NumPy asks for huge pages
 
 
 class Plan(NamedTuple):
@@ -72,17 +68,6 @@ def plan(program: Program, binding: Mapping[str, int]) -> Plan:
     live = [b for b in program.buffers if b.first <= peak_at <= b.last]
     named = sorted(((sizes[b.index], b.node) for b in live), key=lambda x: -x[0])
     return Plan(offsets, top, peak, peak_at, named)
-
-
-def zeros(n: int) -> Any:
-    """`n` bytes of zeros, in pages of the system's usual size that come as they are first written.
-
-    NumPy asks for huge pages where it can. They suit an arena, which is walked again and again; state is walked once in
-    a step, and of a virtual machine that has to find two megabytes for each of them its first step would wait longest.
-    """
-    if n < HUGE or not hasattr(mmap, "MAP_PRIVATE"):
-        return np.zeros(n, np.uint8)
-    return np.frombuffer(mmap.mmap(-1, n, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
 
 
 def available() -> int | None:

@@ -127,11 +127,12 @@ def _scalar(t: Tensor) -> Any:
 
 
 def simplify(outputs: Outputs) -> Outputs:
-    """Drop what does nothing: times one, plus zero, views of views, needless expansion; glue split gradients."""
+    """Drop what does nothing: times one, plus zero, views of views, needless expansion; glue split gradients, and add
+    those of rows where the others are."""
 
     def rule(t: Tensor, inputs: tuple[Tensor, ...]) -> Tensor | None:
-        glued = _glue(t, inputs) if t.op.name == "add" and t.scope.backward else None
-        return _simpler(t, inputs) if glued is None else glued
+        tries = (_glue, _onto, _simpler) if t.op.name == "add" and t.scope.backward else (_simpler,)
+        return next((found for f in tries if (found := f(t, inputs)) is not None), None)
 
     return transform(outputs, rule)
 
@@ -211,6 +212,16 @@ def _glue(t: Tensor, inputs: tuple[Tensor, ...]) -> Tensor | None:
         return None
     with at(t.scope, t.loc):
         return make(_R["concat"], tuple(row), {"axis": axis}, t.scope, t.loc, (t.shape, t.dtype, None))
+
+
+def _onto(t: Tensor, inputs: tuple[Tensor, ...]) -> Tensor | None:
+    """A ∂ sum with rows put in their places (the gradient of a tied embedding) adds them there, without the zeros."""
+    for rest, placed in (inputs, inputs[::-1]):
+        if placed.op.name == "segment_sum" and rest.dtype == t.dtype and dims.same_shape(rest.shape, t.shape):
+            rows, ids = placed.inputs
+            attrs = {"axis": placed.attrs["axis"]}
+            return make(_R["index_add"], (rest, ids, rows), attrs, t.scope, t.loc, (t.shape, t.dtype, None))
+    return None
 
 
 def _zero(d: Dim) -> bool:

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 start = time.perf_counter()
 import numpy as np  # noqa: E402
@@ -29,6 +29,8 @@ import numpy as np  # noqa: E402
 import tensorgraph as tg  # noqa: E402
 
 IMPORT_S = time.perf_counter() - start
+
+from tensorgraph.cli import bench  # noqa: E402
 
 MODELS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {  # configs, and sizes of a batch
     "llama": (
@@ -107,9 +109,21 @@ def others() -> float:
     return (sum(used) - used[3] - used[4]) / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
-def measure(run: Callable[[], Any], seconds: float = 6.0, quiet: float = 0.12) -> tuple[float, float, float]:
-    """(median, least) seconds of a call, and the share of a core that others used meanwhile, over quiet windows."""
-    windows: list[tuple[float, float, float]] = []
+class Measured(NamedTuple):
+    """Of quiet windows: (median, least) seconds of a call; the share of a core that others used meanwhile; and
+    1 / (seconds of a call x the machine's limit beside it): with the work of a call, its share of the limit."""
+
+    median: float
+    least: float
+    foreign: float
+    pace: float
+
+
+def measure(
+    run: Callable[[], Any], seconds: float = 6.0, limit: Callable[[], float] | None = None, quiet: float = 0.12
+) -> Measured:
+    """Windows of calls; after each the machine's limit, which drifts as its speed does."""
+    windows: list[Measured] = []
     start = time.perf_counter()
     while True:
         begin, before = time.perf_counter(), others()
@@ -119,13 +133,16 @@ def measure(run: Callable[[], Any], seconds: float = 6.0, quiet: float = 0.12) -
             run()
             times.append(time.perf_counter() - t)
         foreign = (others() - before) / (time.perf_counter() - begin)
-        windows.append((foreign, statistics.median(times), min(times)))
-        clean = [w for w in windows if not w[0] > quiet]
+        usual = statistics.median(times)
+        windows.append(Measured(usual, min(times), foreign, math.nan if limit is None else 1 / (usual * limit())))
+        time.sleep(0 if limit is None else bench.REST)
+        clean = [w for w in windows if not w.foreign > quiet]
         passed = time.perf_counter() - start
         if len(windows) >= 3 and ((passed > seconds and len(clean) >= 5) or passed > 4 * seconds):
             break
-    used = clean if len(clean) >= 3 else sorted(windows)[:3]
-    return statistics.median(w[1] for w in used), min(w[2] for w in used), statistics.median(w[0] for w in used)
+    used = clean if len(clean) >= 3 else sorted(windows, key=lambda w: w.foreign)[:3]
+    median, _, foreign, pace = (statistics.median(figures) for figures in zip(*used, strict=True))
+    return Measured(median, min(w.least for w in used), foreign, pace)
 
 
 def problem(name: str) -> tuple[tg.Tensor, dict[str, Any], dict[str, Any], dict[str, int]]:
@@ -155,12 +172,14 @@ def train(name: str, backend: str = "auto", strict: str = "") -> None:
     begin = time.perf_counter()
     adamw = tg.optim.AdamW(3e-4, betas=(0.9, 0.95), weight_decay=0.1)
     step = tg.compile(loss, update=adamw, backend=backend, strict=bool(strict), binding=sizes)
-    state = step.init(p)
+    first = time.perf_counter() - begin
+    state = step.init(p)  # the peers, too, make their state before they look at the clock
     del p
     losses = []
+    begin = time.perf_counter()
     value, state = step(state, **batch)
     losses.append(float(value))
-    first = time.perf_counter() - begin
+    first += time.perf_counter() - begin
 
     def one() -> None:
         nonlocal state
@@ -168,20 +187,23 @@ def train(name: str, backend: str = "auto", strict: str = "") -> None:
         if len(losses) < 5:
             losses.append(float(value))
 
-    median, least, foreign = measure(one)
     while len(losses) < 5:
         one()
+    peak = rss_mb()  # before the arrays of the limit
+    found = measure(one, limit=None if name == "toy" else bench.products)
     work = step.cost(sizes)
+    flops = work.forward.products + work.backward.products - work.recomputed.products
     emit(
         key=f"train {name}",
         backend=step.compiled.options.backend,
-        ms=median * 1e3,
-        ms_min=least * 1e3,
-        gflops=(work.forward.products + work.backward.products - work.recomputed.products) / median / 1e9,
-        foreign=foreign,
+        ms=found.median * 1e3,
+        ms_min=found.least * 1e3,
+        gflops=flops / found.median / 1e9,
+        share=flops / 1e9 * found.pace,
+        foreign=found.foreign,
         first_s=first,
         import_s=IMPORT_S,
-        rss_mb=rss_mb(),
+        rss_mb=peak,
         predicted_mb=step.memory(sizes).peak / 2**20,
         loss0=losses[0],
         loss4=losses[4],
@@ -190,7 +212,6 @@ def train(name: str, backend: str = "auto", strict: str = "") -> None:
 
 def decode(name: str, backend: str = "auto", kind: str = "float32", context: int = 256) -> None:
     """One token after another, as the peers: the positions after the context are used in turn."""
-    from tensorgraph.cli.bench import weight_bytes
     from tensorgraph.models.generate import Session
 
     with tempfile.TemporaryDirectory() as folder:
@@ -211,18 +232,20 @@ def decode(name: str, backend: str = "auto", kind: str = "float32", context: int
 
     one()
     first = time.perf_counter() - begin
-    median, least, foreign = measure(one)
+    peak = rss_mb()
+    found = measure(one, limit=bench.reading)
     emit(
         key=f"decode {name.partition(':')[0]}",
         backend=session._step.options.backend,
         weights=kind,
-        ms=median * 1e3,
-        ms_min=least * 1e3,
-        gbs=weight_bytes(session) / median / 1e9,
-        foreign=foreign,
+        ms=found.median * 1e3,
+        ms_min=found.least * 1e3,
+        gbs=bench.weight_bytes(session) / found.median / 1e9,
+        share=bench.weight_bytes(session) / 1e9 * found.pace,
+        foreign=found.foreign,
         first_s=first,
         import_s=IMPORT_S,
-        rss_mb=rss_mb(),
+        rss_mb=peak,
     )
 
 
@@ -261,14 +284,14 @@ def gradcheck(what: str, backend: str = "auto") -> None:
     first = time.perf_counter() - begin
     if not worst < 1e-6:
         raise SystemExit(f"the gradient of {what} is wrong: {worst}")
-    median, least, foreign = measure(lambda: made.check(arrays), seconds=1.0)
+    found = measure(lambda: made.check(arrays), seconds=1.0)
     entries = sum(arrays[n].size for n in wrt)
     emit(
         key=f"gradcheck {what} full",
         backend=made.f.options.backend,
-        ms=median * 1e3,
-        ms_min=least * 1e3,
-        foreign=foreign,
+        ms=found.median * 1e3,
+        ms_min=found.least * 1e3,
+        foreign=found.foreign,
         first_s=first,
         entries=entries,
         worst=worst,
@@ -289,9 +312,7 @@ def attention_block() -> tuple[tg.Tensor, dict[str, Any]]:
 
 
 def limits() -> None:
-    from tensorgraph.cli.bench import limits as measured
-
-    found = [measured() for _ in range(5)]  # the most of several seconds: others use the machine, too
+    found = [bench.limits() for _ in range(5)]  # the most of several seconds: others use the machine, too
     emit(key="limits", **{k: max(f[k] for f in found) for k in found[0]})
 
 

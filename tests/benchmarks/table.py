@@ -177,11 +177,8 @@ class Results:
         return statistics.median(both) if both else None
 
     def share(self, row: str, side: str) -> float | None:
-        """Of the limit that was measured in the same round: products, or reading memory for decoding."""
-        figure, limit = ("gbs", "read_gbs") if row.startswith("decode") else ("gflops", "gemm_gflops")
-        ours, most = self.figures(row, side, figure), self.figures("limits", "limits", limit)
-        both = [ours[n] / most[n] for n in ours.keys() & most.keys()]
-        return statistics.median(both) if both else None
+        """Of the limit that was measured beside it, window by window: products, or reading memory for decoding."""
+        return self.median(row, side, "share")
 
 
 def amount(value: float | None, figure: str) -> str:
