@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tensorgraph.backends import cpu
 from tensorgraph.compile import compile
 from tensorgraph.dims import dim, evaluate
 from tensorgraph.errors import DataError, ModelError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .pretrained import Net
 
 Array = np.ndarray[Any, np.dtype[Any]]
+WORTH = 1 << 23  # weights from which on each token in C wins back enough of the second or so that C compiles
 
 
 class Session:
@@ -175,8 +177,16 @@ def _decoder(
     donate = {label: label for label in cache.outputs}
     weights = packed.weights(net, outputs)
     outputs = outputs if weights is None else weights.outputs
-    step = compile(outputs, binding=net.model.binding, donate=donate, backend=net.backend, name="decode")
+    step = compile(outputs, binding=net.model.binding, donate=donate, backend=_backend(net), name="decode")
     return step, cache.inputs, weights, None if features is None else (features.shape, features.dtype)
+
+
+def _backend(net: Net) -> str:
+    """The net's; for "auto", C where it makes the products (of float32 or float64, or packed) and there are enough."""
+    made = net.dtype in ("float32", "float64") or packed.kind_of(net) is not None
+    if net.backend == "auto" and made and evaluate(net.model.total(), net.model.binding) >= WORTH and cpu.offered():
+        return "c"
+    return net.backend
 
 
 def check_length(net: Net, length: int) -> None:

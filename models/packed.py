@@ -12,7 +12,7 @@ from tensorgraph.dims import Dim, add, evaluate
 from tensorgraph.dtypes import dtype
 from tensorgraph.errors import ModelError
 from tensorgraph.ops.leaf import param
-from tensorgraph.ops.packed import packed_matmul, packed_rows
+from tensorgraph.ops.packed import packed_grouped, packed_matmul, packed_rows
 from tensorgraph.passes.rewrite import Outputs, transform
 from tensorgraph.tensor import Tensor, topological
 
@@ -35,8 +35,9 @@ def check(kind: str | None) -> None:
 class Weights:
     """The weights of a graph's products, packed: `outputs` is the graph that reads them, `values` what it reads.
 
-    A weight is packed if a product reads it: row by row of the result, whichever way round the file has it. Those that
-    multiply the same x alone (queries, keys and values; gate and up) are rows of one: a product, and its parts.
+    A weight is packed if a product reads it: row by row of the result, whichever way round the file has it; those of
+    experts [E, out, in] as they are. Those that multiply the same x alone (queries, keys and values; gate and up) are
+    rows of one: a product, and its parts.
     """
 
     def __init__(self, outputs: Outputs, kind: str, binding: Mapping[str, int]) -> None:
@@ -51,13 +52,18 @@ class Weights:
         leaves: dict[Tensor, tuple[Tensor, Tensor | None]] = {}
         places: dict[Tensor, tuple[Dim, Dim]] = {}
         for group in _groups(outputs, found):
-            sizes = [p.shape[::-1] if found[p] else p.shape for p in group]
-            n = functools.reduce(add, [rows for rows, _ in sizes])
+            shapes = [(*p.shape[:-2], p.shape[-1], p.shape[-2]) if found[p] else p.shape for p in group]
+            n = functools.reduce(add, [shape[-2] for shape in shapes])
             label = group[0].label if len(group) == 1 else f"{group[0].label}+{len(group) - 1}"
-            w = param(f"{label}.{kind}", (n, sizes[0][1]), kind, trained=False)
-            scale = param(f"{label}.scale", (n,), trained=False) if kind == "int8" else None
+            rows_of_all = (*shapes[0][:-2], n)
+            w = param(f"{label}.{kind}", (*rows_of_all, shapes[0][-1]), kind, trained=False)
+            scale = param(f"{label}.scale", rows_of_all, trained=False) if kind == "int8" else None
+            for t in (w, scale):
+                if t is not None and "used" in group[0].attrs:
+                    t.attrs["used"] = group[0].attrs["used"]
             at: Dim = 0
-            for p, (rows, _) in zip(group, sizes, strict=True):
+            for p, shape in zip(group, shapes, strict=True):
+                rows = shape[-2]
                 leaves[p] = w, scale
                 if len(group) > 1:
                     places[p] = at, add(at, rows)
@@ -66,7 +72,9 @@ class Weights:
         made: dict[tuple[Tensor, Tensor], Tensor] = {}
 
         def rule(t: Tensor, inputs: tuple[Tensor, ...]) -> Tensor | None:
-            if t.op.name == "matmul" and (p := _weight(t.inputs[1])) in leaves:
+            if (p := _factor(t)) in leaves:
+                if t.op.name == "grouped_matmul":
+                    return packed_grouped(inputs[0], *leaves[p], inputs[2])
                 if p not in places:
                     return packed_matmul(inputs[0], *leaves[p])
                 key = inputs[0], leaves[p][0]
@@ -102,13 +110,16 @@ class Weights:
         if name not in self.turned:
             yield name, source
             return
-        part = source.T if self.turned[name] else source
-        name, at, rows = self._together.get(name, (name, 0, len(part)))
+        part = np.swapaxes(source, -1, -2) if self.turned[name] else source
+        *experts, rows, k = part.shape
+        name, at, rows = self._together.get(name, (name, 0, rows))
         if name not in self._whole:
-            scale = np.empty(rows, np.float32) if self.kind == "int8" else None
-            self._whole[name] = self._room.empty((rows, part.shape[1]), dtype(self.kind).np), scale
+            scale = np.empty((*experts, rows), np.float32) if self.kind == "int8" else None
+            self._whole[name] = self._room.empty((*experts, rows, k), dtype(self.kind).np), scale
         w, scale = self._whole[name]
-        pack(part, w[at : at + len(part)], None if scale is None else scale[at : at + len(part)])
+        for e in np.ndindex(*experts):
+            mine = (*e, slice(at, at + part.shape[-2]))
+            pack(part[e], w[mine], None if scale is None else scale[mine])
         yield f"{name}.{self.kind}", w
         if scale is not None:
             yield f"{name}.scale", scale
@@ -129,10 +140,18 @@ def pack(w: Array, packed: Array, scale: Array | None) -> None:
 
 
 def _weight(t: Tensor) -> Tensor | None:
-    """The parameter [in, out] or, through a transposition, [out, in] that a product's second operand is."""
-    if t.op.name == "permute" and t.attrs["axes"] == (1, 0):
+    """The parameter [.., in, out] or, through a transposition, [.., out, in] that a product's second operand is."""
+    if t.op.name == "permute" and t.attrs["axes"] in ((1, 0), (0, 2, 1)):
         t = t.inputs[0]
-    return t if t.op.name == "param" and t.ndim == 2 and t.dtype.name == "float32" else None
+    return t if t.op.name == "param" and t.ndim in (2, 3) and t.dtype.name == "float32" else None
+
+
+def _factor(t: Tensor) -> Tensor | None:
+    """The parameter that a product can read packed: [in, out] or [out, in], or one such for each group of rows."""
+    if t.op.name not in ("matmul", "grouped_matmul"):
+        return None
+    p = _weight(t.inputs[1])
+    return p if p is not None and p.ndim == (2 if t.op.name == "matmul" else 3) else None
 
 
 def _products(outputs: Outputs) -> dict[Tensor, bool]:
@@ -161,18 +180,18 @@ def _groups(outputs: Outputs, found: Mapping[Tensor, bool]) -> list[list[Tensor]
     """The parameters found, those together that one product each reads, all of the same x."""
     uses: dict[Tensor, list[Tensor]] = {}  # x of each product; the parameter itself where its rows are looked up
     for t in topological(outputs.values()):
-        if t.op.name == "matmul" and (p := _weight(t.inputs[1])) in found:
+        if (p := _factor(t)) in found:
             uses.setdefault(cast("Tensor", p), []).append(t.inputs[0])
         elif t.op.name == "take":
             uses.setdefault(t.inputs[0], []).append(t.inputs[0])
     groups: dict[Tensor, list[Tensor]] = {}
     for p in found:
-        groups.setdefault(p if len(uses[p]) > 1 else uses[p][0], []).append(p)
+        groups.setdefault(p if p.ndim == 3 or len(uses[p]) > 1 else uses[p][0], []).append(p)
     return list(groups.values())
 
 
 def _multiplies(t: Tensor, w: Tensor) -> bool:
-    return t.op.name == "matmul" and t.inputs[1] is w and t.inputs[0] is not w
+    return _factor(t) is not None and t.inputs[1] is w and t.inputs[0] is not w
 
 
 def kind_of(net: Net) -> str | None:

@@ -244,6 +244,46 @@ def test_nan_and_infinity_wherever_they_stand_in_a_row(strict, special):
             same_specials(got[name], want[name], 1e-4, name)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "uint8"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_order_is_stable_and_nan_is_last(axis, dtype):
+    """Of many ties, at lengths beside powers of two, through views of either order."""
+    rows, columns = tg.dim("rows"), tg.dim("columns")
+    x = tg.input("x", (rows, columns), dtype)
+    ys = {f"{down} {turned}": tg.argsort(x.T if turned else x, axis=axis, descending=down)
+          for down in (False, True) for turned in (False, True)}  # fmt: skip
+    f = tg.compile(ys, backend="c")
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1), (2, 3), (17, 64), (65, 7), (1000, 33)):
+        a = rng.integers(0, 5, shape).astype(dtype)
+        if dtype.startswith("float"):
+            a[rng.random(shape) < 0.1] = np.nan
+            a[rng.random(shape) < 0.1] = -np.inf
+        for name, order in f(x=a).items():
+            down, turned = (word == "True" for word in name.split())
+            lies = a.T if turned else a
+            want = np.argsort(-lies if down else lies, axis=axis, kind="stable")
+            np.testing.assert_array_equal(order, want, name)
+
+
+@pytest.mark.parametrize("sizes", [[2, 0, 5, 3], [0, 0, 0, 0], [10, 0, 0, 0], [1, 1, 1, 1], [0, 300, 0, 4]])
+@pytest.mark.parametrize("strict", [False, True])
+def test_products_of_rows_in_groups(sizes, strict):
+    """Empty groups, rows that belong to none, one group of nearly all rows; and both gradients."""
+    N, d, f, E = max(11, sum(sizes)), 33, 20, len(sizes)
+    x, w = tg.input("x", (tg.dim("N"), d)), tg.input("w", (E, f, d))
+    y = tg.grouped_matmul(x, w.T, tg.input("sizes", (E,), "int32"))
+    outputs = {"y": y, **tg.grad(tg.sum(tg.sin(y)), {"x": x, "w": w})}
+    made, plain = (tg.compile(outputs, backend=b, strict=s) for b, s in (("c", strict), ("numpy", False)))
+    assert all(k.region or k.pieces[0].kind == "special" for k in made.program.kernels)
+    r = np.random.default_rng(0)
+    given = {"x": r.standard_normal((N, d)).astype("f4"), "w": r.standard_normal((E, f, d)).astype("f4"),
+             "sizes": np.array(sizes, "i4")}  # fmt: skip
+    got, want = made(**given), plain(**given)
+    for n in outputs:
+        np.testing.assert_allclose(got[n], want[n], rtol=1e-4, atol=1e-4, err_msg=n)
+
+
 def test_arrays_that_are_not_contiguous():
     x, y = tg.input("x", (5, 4)), tg.input("y", (5, 4))
     f = tg.compile({"y": y + x}, donate={"y": "y"}, backend="c")

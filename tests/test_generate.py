@@ -9,8 +9,9 @@ import pytest
 from test_models import GPT2, LLAMA, net_of
 from test_modes import SEEING, prompt
 
+from tensorgraph.backends import cpu
 from tensorgraph.errors import TensorgraphError
-from tensorgraph.models import Net, Tokenizer
+from tensorgraph.models import Net, Tokenizer, generate
 from tensorgraph.models.generate import Session, choose
 
 MISTRAL = LLAMA | {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 3}
@@ -39,6 +40,20 @@ def test_cached_logits_are_those_of_the_full_forward(net, B, first):
     full = net(input_ids=ids)["logits"]
     for t, ours in enumerate(logits, first - 1):
         np.testing.assert_allclose(ours, full[:, t], rtol=0, atol=CLOSE)
+
+
+@pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler")
+def test_auto_decodes_in_c_where_that_is_worth_it(monkeypatch):
+    config, chosen = CONFIGS["llama"], lambda net: Session(net, 1)._step.options.backend
+    assert chosen(net_of(config, "float32")) == "numpy", "so few weights are read before C is compiled"
+    monkeypatch.setattr(generate, "WORTH", 1)
+    net = net_of(config, "float32")
+    assert chosen(net) == "c"
+    got = Session(net, 1).feed(ids_of(1, 5))
+    np.testing.assert_allclose(got, net(input_ids=ids_of(1, 5))["logits"][:, -1], atol=1e-5)
+    assert chosen(net_of(config, "float16")) == "numpy", "C has no products of half precision"
+    monkeypatch.setattr(cpu, "offered", lambda: False)
+    assert chosen(net_of(config, "float32")) == "numpy"
 
 
 def test_padding_is_not_seen(net):

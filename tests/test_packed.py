@@ -14,6 +14,7 @@ import pytest
 
 from tensorgraph import models
 from tensorgraph.backends import cpu
+from tensorgraph.cli.bench import weight_bytes
 from tensorgraph.errors import DataError, ModelError
 from tensorgraph.models import packed, room
 from tensorgraph.models.generate import Session
@@ -26,6 +27,7 @@ LLAMA = {
     "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
     "tie_word_embeddings": True, "hidden_act": "silu",
 }  # fmt: skip
+MIXTRAL = LLAMA | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "rope_theta": 1e4}
 BACKENDS = ["numpy", pytest.param("c", marks=pytest.mark.skipif(cpu.compiler() is None, reason="no compiler"))]
 
 
@@ -42,13 +44,13 @@ def unpacked(made: Net, kind: str) -> dict[str, Any]:
     session = Session(Net(made.model, made.config, made.state, weights=kind), 1)
     assert session._weights is not None
     for name, transposed in session._weights.turned.items():
-        w = out[name].T if transposed else out[name]
+        w = np.swapaxes(out[name], -1, -2) if transposed else out[name]
         if kind == "int8":
-            scale = np.abs(w).max(1, keepdims=True).astype("f8") / 127
+            scale = np.abs(w).max(-1, keepdims=True).astype("f8") / 127
             w = np.rint(w / scale) * scale
         else:
             w = w.astype(ml_dtypes.bfloat16)
-        out[name] = (w.T if transposed else w).astype("f4")
+        out[name] = (np.swapaxes(w, -1, -2) if transposed else w).astype("f4")
     return out
 
 
@@ -81,7 +83,7 @@ def test_packed_weights_lie_side_by_side() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["bfloat16", "int8"])
-@pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
+@pytest.mark.parametrize("config", [GPT2, LLAMA, MIXTRAL], ids=["gpt2", "llama", "mixtral"])
 def test_generation_is_that_of_the_rounded_weights(config: dict[str, Any], kind: str, backend: str) -> None:
     made = net(config, backend, kind)
     plain = Net(made.model, config, unpacked(made, kind), backend=backend)
@@ -92,6 +94,18 @@ def test_generation_is_that_of_the_rounded_weights(config: dict[str, Any], kind:
         ids = rng.integers(0, 67, (1, length)).astype("i4")
         got, want = (s.feed(ids) for s in sessions)
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+
+
+def test_experts_are_packed_and_counted_by_what_a_token_reads() -> None:
+    whole, session = (Session(net(MIXTRAL, weights=kind), 1) for kind in (None, "int8"))
+    for s in (whole, session):
+        s.feed(np.zeros((1, 1), np.int32))
+    assert session._weights is not None and sum("experts" in n for n in session._weights.turned) == 2 * 3
+    experts = sum(a.nbytes for n, a in whole.values().items() if "experts" in n)
+    others = sum(a.nbytes for n, a in whole.values().items() if "experts" not in n)
+    assert weight_bytes(whole) == others + experts // 2  # 2 of 4; the tied table is read whole
+    d, f = MIXTRAL["hidden_size"], MIXTRAL["intermediate_size"]
+    assert [a.shape for n, a in session.values().items() if "w2" in n and n.endswith(".int8")] == [(4, d, f)] * 2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

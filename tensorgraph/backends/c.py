@@ -352,8 +352,7 @@ class Lowered(cpacked.PackedKernels, plain.Lowered):
                 continue
             clauses = ""
             for acc, kind, name in stage.reductions:
-                r = cgen.register(kind)
-                inner.append(f"{r} {acc} = {cgen.start(name, kind)};")
+                inner.append(f"{cgen.accumulator(name, kind)} {acc} = {cgen.start(name, kind)};")
                 clauses += f" reduction({'+' if name == 'sum' else name}:{acc})"
                 if name != "sum" and kind.is_float:
                     inner.append(f"int n{acc} = 0;")

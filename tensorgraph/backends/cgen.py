@@ -445,7 +445,7 @@ class Region:
     def finish(self, acc: str, dtype: DType, name: str) -> str:
         """What a row's reduction is called from then on."""
         text = f"(n{acc} ? ({c_type(dtype)})NAN : {acc})" if name != "sum" and dtype.is_float else acc
-        return f"const {register(dtype)} t{acc[1:]} = {text};"
+        return f"const {register(dtype)} t{acc[1:]} = ({register(dtype)}){text};"
 
     def _sum_across(self, p: Piece, stage: Stage) -> None:
         out = p.outputs[0]
@@ -519,6 +519,11 @@ def _common(kinds: list[DType]) -> DType:
     if a.is_float != b.is_float:
         return ALL["float64"]
     return promote(a, b)
+
+
+def accumulator(name: str, dtype: DType) -> str:
+    """What a row is summed up in: float32 in double, so that a sum is as good as its terms, whatever the order."""
+    return "double" if name == "sum" and dtype.is_float else register(dtype)
 
 
 def start(name: str, dtype: DType) -> str:

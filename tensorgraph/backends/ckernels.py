@@ -15,13 +15,16 @@ from ..passes.program import Value
 from . import cgen, cpu
 from .cgen import c_type
 
-SPECIAL = {"matmul", "take", "segment_sum", "index_add", "gather", "reduce", "update_slice", "dynamic_slice", "argmax"}
+SPECIAL = {"matmul", "grouped_matmul", "grouped_outer", "take", "take_along", "segment_sum", "sum_along", "index_add",
+           "gather", "reduce", "update_slice", "dynamic_slice", "argmax", "argsort"}  # fmt: skip
 INLINE = 1 << 13  # multiplications of a product of known sizes up to which it is a plain loop
 OPEN = "    const int64_t *const s = c->s; (void)s; (void)block; (void)w;"
 
 
 class Kernels:
     """Statements for a step that is no region; None if C has no way to do it."""
+
+    scratch: list[Dim]  # bytes that a step needs for each thread
 
     def size(self, d: Any) -> str:
         raise NotImplementedError
@@ -119,6 +122,62 @@ class Kernels:
         ]
         return self._once([a, b, out], body)
 
+    # -- products of rows in groups, whose sizes are data
+    def _grouped_matmul(self, piece: Piece, step: Step) -> list[str] | None:
+        (x, w, sizes), out = piece.inputs, piece.outputs[0]
+        if not (_multiplied(x, w, out) and _matrices(x) and _matrices(w)):
+            return None
+        (a, at_x), (b, at_w) = self._read(x), self._read(w)
+        kind, n, (d, f) = c_type(out.dtype), self.size(x.shape[0]), (self.size(k) for k in w.shape[1:])
+        (x0, x1), (w0, w1, w2) = (tuple(self.size(k) for k in at.strides) for at in (at_x, at_w))
+        shape = ["to - from", f, d, x0, x1, w1, w2, f]
+        one_group = self._gemm(out, shape, f"x + from * {x0}", f"w_ + e * {w0}", f"y + from * {f}")
+        rest = f"memset(y + from * {f}, 0, (size_t)(({n} - from) * {f}) * sizeof({kind}));"
+        head = f"const {kind} *const x = a[0], *const w_ = a[1]; {kind} *const y = a[3];"
+        return self._groups([a, b], sizes, out, n, head, f"if (to > from) {one_group}", rest)
+
+    def _grouped_outer(self, piece: Piece, step: Step) -> list[str] | None:
+        (x, y, sizes), out = piece.inputs, piece.outputs[0]
+        if not (_multiplied(x, y, out) and _matrices(x) and _matrices(y)):
+            return None
+        (a, at_x), (b, at_y) = self._read(x), self._read(y)
+        kind, n, (d, f) = c_type(out.dtype), self.size(x.shape[0]), (self.size(v.shape[1]) for v in (x, y))
+        x0, x1, y0, y1 = (self.size(s) for s in (*at_x.strides, *at_y.strides))
+        to, shape = f"z + e * {d} * {f}", [d, f, "to - from", x1, x0, y0, y1, f]
+        one_group = self._gemm(out, shape, f"x + from * {x0}", f"y + from * {y0}", to)
+        body = f"if (to > from) {one_group} else memset({to}, 0, (size_t)({d} * {f}) * sizeof({kind}));"
+        head = f"const {kind} *const x = a[0], *const y = a[1]; {kind} *const z = a[3];"
+        return self._groups([a, b], sizes, out, n, head, body, "")
+
+    def _gemm(self, out: Value, shape: list[str], x: str, y: str, z: str) -> str:
+        """A product of two matrices: m, n, k, strides of both along rows and columns, that of the result's rows."""
+        wide = str(int(out.dtype.size == 8))
+        fields = ", ".join([wide, "TG_FIXED", *shape[:3], "{1, 1, 1}", "{0}", "{0}", "{0}", *shape[3:], x, y, z])
+        return f"{{ const Gemm g = {{{fields}}}; c->rt->gemm(c, &g); }}"
+
+    def _groups(
+        self, factors: list[str], sizes: Value, out: Value, rows: str, head: str, body: str, rest: str
+    ) -> list[str] | None:
+        """`body` for each group e, of rows from .. to: one after another, each with all threads; then `rest`.
+
+        Both factors are a[0] and a[1], the result is a[3], a third factor a[4].
+        """
+        (at, where), t = self._read(sizes), c_type(sizes.dtype)
+        step = self.size(where.strides[0])
+        lines = [
+            head,
+            f"const {t} *const sizes = a[2];",
+            "int64_t from = 0;",
+            f"for (int64_t e = 0; e < {self.size(sizes.shape[0])}; e++) {{",
+            f"    const int64_t count = (int64_t)sizes[e * {step}], left = {rows} - from;",
+            "    const int64_t to = from + (count < 0 ? 0 : count < left ? count : left);",
+            f"    {body}",
+            "    from = to;",
+            "}",
+            rest,
+        ]
+        return self._once([*factors[:2], at, self.pointer(out), *factors[2:]], [line for line in lines if line])
+
     # -- by index
     def _take(self, piece: Piece, step: Step) -> list[str] | None:
         x, ids, out = *piece.inputs, piece.outputs[0]
@@ -182,6 +241,43 @@ class Kernels:
         ]
         args = [a, i, self.pointer(out), *([] if old is None else [self._read(old)[0]])]
         return self._parallel(args, body, count, f"{lead} * ({count if start else 0} + {n}) * {tail}")
+
+    def _take_along(self, piece: Piece, step: Step) -> list[str] | None:
+        x, ids, out = *piece.inputs, piece.outputs[0]
+        axis, t = piece.kernel.node.attrs["axis"], c_type(out.dtype)
+        (a, at), (i, at_i) = self._read(x), self._read(ids)
+        row = self._index([0 if n == axis else s for n, s in enumerate(at.strides)])
+        place = f"tg_index(c, ids[{self._index(at_i.strides)}], {self.size(x.shape[axis])})"
+        one = f"y[{self._index(row_major(out.shape))}] = x[{row} + {place} * {self.size(at.strides[axis])}];"
+        body = [
+            f"const {t} *const x = a[0]; const {c_type(ids.dtype)} *const ids = a[1]; {t} *const y = a[2];",
+            "for (int64_t i0 = lo; i0 < hi; i0++) " + self._nest(out.shape, one, 1),
+        ]
+        args = [a, i, self.pointer(out)]
+        return self._parallel(args, body, self.size(out.shape[0]), self.size(dims.size(out.shape)))
+
+    def _sum_along(self, piece: Piece, step: Step) -> list[str] | None:
+        """Sums of one entry of the first axis are of one part, in order; along the first axis there is but one part."""
+        x, ids, out = *piece.inputs, piece.outputs[0]
+        axis, t = piece.kernel.node.attrs["axis"], c_type(out.dtype)
+        (a, at), (i, at_i), to = self._read(x), self._read(ids), row_major(out.shape)
+        row = self._index([0 if n == axis else s for n, s in enumerate(to)])
+        place = f"tg_index(c, ids[{self._index(at_i.strides)}], {self.size(out.shape[axis])})"
+        one = f"y[{row} + {place} * {self.size(to[axis])}] += x[{self._index(at.strides)}];"
+        whole = axis == 0
+        first, count = ("0", self.size(out.shape[0])) if whole else ("lo", "hi - lo")
+        clear = f"memset(y + {first} * {self.size(to[0])}, 0, (size_t)(({count}) * {self.size(to[0])}) * sizeof({t}));"
+        body = [
+            f"const {t} *const x = a[0]; const {c_type(ids.dtype)} *const ids = a[1]; {t} *const y = a[2];",
+            clear,
+            self._nest(x.shape, one)
+            if whole
+            else "for (int64_t i0 = lo; i0 < hi; i0++) " + self._nest(x.shape, one, 1),
+        ]
+        args = [a, i, self.pointer(out)]
+        if whole:
+            return self._once(args, body)
+        return self._parallel(args, body, self.size(out.shape[0]), self.size(dims.size(x.shape)))
 
     def _update_slice(self, piece: Piece, step: Step) -> list[str] | None:
         (x, new, position), out = piece.inputs, piece.outputs[0]
@@ -259,6 +355,44 @@ class Kernels:
         body = [head, self._nest([x.shape[i] for i in others], inner[0]), *inner[1:]]
         return self._once([a, self.pointer(out)], body)
 
+    def _argsort(self, piece: Piece, step: Step) -> list[str] | None:
+        """Merges of ever longer stretches, which keep equal elements in order; NaN comes last, as in NumPy."""
+        x, out, attrs = piece.inputs[0], piece.outputs[0], piece.kernel.node.attrs
+        axis, t = attrs["axis"], c_type(x.dtype)
+        a, at = self._read(x)
+        cut = self._cut(at, x.shape, axis, axis + 1)
+        if cut is None:
+            return None
+        (lead, s0), (n, s1), (tail, s2) = cut
+        self.scratch.append(dims.mul(8, x.shape[axis]))
+        key = f"({t}){'-' if attrs['descending'] else ''}row[{{}} * {s1}]"
+        body = [
+            f"const {t} *const x = a[0]; int32_t *const y = a[1];",
+            "for (int64_t r = lo; r < hi; r++) {",
+            f"    const {t} *const row = x + (r / {tail}) * {s0} + (r % {tail}) * {s2};",
+            f"    int32_t *const to = y + (r / {tail}) * {n} * {tail} + r % {tail};",
+            f"    int32_t *from = (int32_t *)w, *made = from + {n};",
+            f"    for (int64_t i = 0; i < {n}; i++) from[i] = (int32_t)i;",
+            f"    for (int64_t width = 1; width < {n}; width *= 2) {{",
+            f"        for (int64_t start = 0; start < {n}; start += 2 * width) {{",
+            f"            const int64_t middle = start + width < {n} ? start + width : {n};",
+            f"            const int64_t end = middle + width < {n} ? middle + width : {n};",
+            "            for (int64_t k = start, i = start, j = middle; k < end; k++) {",
+            "                int left = i < middle;",
+            "                if (left && j < end) {",
+            f"                    const {t} u = {key.format('from[i]')}, v = {key.format('from[j]')};",
+            "                    left = !(v < u || (u != u && v == v));",
+            "                }",
+            "                made[k] = left ? from[i++] : from[j++];",
+            "            }",
+            "        }",
+            "        int32_t *const last = from; from = made; made = last;",
+            "    }",
+            f"    for (int64_t i = 0; i < {n}; i++) to[i * {tail}] = from[i];",
+            "}",
+        ]
+        return self._parallel([a, self.pointer(out)], body, f"{lead} * {tail}", f"{lead} * {n} * {tail} * 8")
+
 
 class Product(NamedTuple):
     """A product as C makes it: (m, n, k); strides of both operands along their rows and columns; three leading axes as
@@ -308,6 +442,16 @@ def _batches(x: Value, y: Value, a: Layout, b: Layout, lead: Shape, step: Dim) -
         else:
             out.append([d, *strides])
     return None if len(out) > 3 else [[1, 0, 0, 0]] * (3 - len(out)) + out
+
+
+def _multiplied(x: Value, y: Value, out: Value) -> bool:
+    """Whether BLAS makes products of these dtypes."""
+    return cpu.blas() is not None and x.dtype == y.dtype == out.dtype and out.dtype.name in ("float32", "float64")
+
+
+def _matrices(v: Value) -> bool:
+    """Whether BLAS can read the matrices of an array's last two axes."""
+    return _walkable(*layout(v).strides[-2:], *v.shape[-2:])
 
 
 def tileable(piece: Piece) -> bool:

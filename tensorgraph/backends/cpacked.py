@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from .. import dims
-from ..dims import Dim
 from ..dtypes import DType
 from ..passes.fuse import Piece, Step
 from ..passes.layout import layout, one, row_major
@@ -11,7 +10,7 @@ from ..passes.program import Value
 from .cgen import c_type
 from .ckernels import OPEN, Kernels
 
-SPECIAL = {"packed_matmul", "packed_rows"}
+SPECIAL = {"packed_matmul", "packed_grouped", "packed_rows"}
 KINDS = {"int8": (0, "int8_t", "tg_byte"), "bfloat16": (1, "uint16_t", "tg_half")}
 ROWS = 512  # as UNPACKED in matvec.c
 
@@ -19,7 +18,6 @@ ROWS = 512  # as UNPACKED in matvec.c
 class PackedKernels(Kernels):
     """Statements for products with packed weights; None where x is not float32, or not stored row by row."""
 
-    scratch: list[Dim]
     packed = False  # whether the unit needs packed.h
 
     def _kind(self, w: DType, others: list[DType]) -> tuple[int, str, str] | None:
@@ -36,6 +34,21 @@ class PackedKernels(Kernels):
         sizes = [self.size(d) for d in (m, n, k)]
         fields = ", ".join(["TG_FIXED", str(kind[0]), *sizes, *at, self.pointer(out)])
         return [f"{{ const Packed g = {{{fields}}}; c->rt->packed(c, &g); }}"]
+
+    def _packed_grouped(self, piece: Piece, step: Step) -> list[str] | None:
+        (x, w, *scale, sizes), out = piece.inputs, piece.outputs[0]
+        kind = self._kind(w.dtype, [x.dtype, out.dtype, *[s.dtype for s in scale]])
+        if kind is None or not all(self._plain(v) for v in (x, w, *scale)):
+            return None
+        n, (f, d) = self.size(x.shape[0]), (self.size(k) for k in w.shape[1:])
+        self.scratch.append(dims.mul(4 * ROWS, w.shape[2]))
+        scales = f"(const float *)a[4] + e * {f}" if scale else "0"
+        at = f"x + from * {d}, w_ + e * {f} * {d}, {scales}, y + from * {f}"
+        one_group = f"{{ const Packed g = {{TG_FIXED, {kind[0]}, to - from, {f}, {d}, {at}}}; c->rt->packed(c, &g); }}"
+        rest = f"memset(y + from * {f}, 0, (size_t)(({n} - from) * {f}) * sizeof(float));"
+        head = f"const float *const x = a[0]; const {kind[1]} *const w_ = a[1]; float *const y = a[3];"
+        factors = [self._start(v) for v in (x, w, *scale)]
+        return self._groups(factors, sizes, out, n, head, f"if (to > from) {one_group}", rest)
 
     def _packed_rows(self, piece: Piece, step: Step) -> list[str] | None:
         (w, *scale, ids), out = piece.inputs, piece.outputs[0]

@@ -51,6 +51,10 @@ Lora = Annotated[
     str | None,
     typer.Option("--lora", metavar="r=16,...", help="An adapter: r, alpha, targets=q_proj+v_proj, rslora=true."),
 ]
+Backend = Annotated[str, typer.Option("--backend", metavar="NAME", help="auto, c or numpy.")]
+Weights = Annotated[
+    str | None, typer.Option("--weights", metavar="NAME", help="To decode with: float32, bfloat16 or int8.")
+]
 Theme = Annotated[str, typer.Option("--theme", metavar="NAME", help="seed, light, dark or mono.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
@@ -353,6 +357,8 @@ def generate(
         float | None, typer.Option(metavar="P", help="Sample among the likeliest tokens that make up p.")
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the sampling.")] = 0,
+    weights: Weights = None,
+    backend: Backend = "auto",
 ) -> None:
     """The prompt and its continuation, printed as it is made."""
     from tensorgraph.errors import DataError, ModelError
@@ -370,7 +376,7 @@ def generate(
     text = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
     if not text:
         raise DataError("TG520", "the prompt is empty", hint="give at least one token to go on from")
-    net = from_pretrained(model)
+    net = from_pretrained(model, backend=backend, weights=weights)
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     pieces = net.stream(text, count, **settings)
     first = next(pieces, "")  # what is wrong with the prompt is said before anything is printed
@@ -436,11 +442,9 @@ def train(
 def bench(
     model: Model,
     d: Sizes = None,
-    backend: Annotated[str, typer.Option("--backend", metavar="NAME", help="auto, c or numpy.")] = "auto",
+    backend: Backend = "auto",
     only: Annotated[str | None, typer.Option("--only", metavar="WHAT", help="train or decode; else both.")] = None,
-    weights: Annotated[
-        str | None, typer.Option("--weights", metavar="NAME", help="To decode with: float32, bfloat16 or int8.")
-    ] = None,
+    weights: Weights = None,
     context: Annotated[
         int, typer.Option("--context", metavar="N", min=2, help="Tokens before those that are decoded.")
     ] = 256,

@@ -252,13 +252,14 @@ def decode(target: Target, backend: str, weights: str | None, context: int, seco
 
 
 def weight_bytes(session: Any) -> int:
-    """Bytes of the weights that a token's products read: each once; of a table that is only looked up, a row."""
-    values = session.values()
-    return sum(
-        values[key].nbytes
-        for key, v in session._step.program.leaves.items()
-        if key in values and any(t.op.name != "take" for t in session._step.graph.nodes if v.node in t.inputs)
-    )
+    """Bytes of the weights that a token's products read: each once; of a table that is only looked up, a row; of
+    experts, those that a token is routed to."""
+    values, read = session.values(), 0
+    for key, v in session._step.program.leaves.items():
+        if key in values and any(t.op.name != "take" for t in session._step.graph.nodes if v.node in t.inputs):
+            a, used = values[key], v.node.attrs.get("used")
+            read += a.nbytes if used is None else a.nbytes * evaluate(used, session.net.model.binding) // len(a)
+    return read
 
 
 # ----------------------------------------------------------------------------------------------- the command

@@ -194,7 +194,7 @@ def _(g: Tensor, y: Tensor, *xs: Tensor, spec: str) -> Any:
 # last group belong to none. Source: the grouped products of Gale et al. 2022 (MegaBlocks).
 
 
-def _rows(sizes: Any, count: int) -> Any:
+def groups(sizes: Any, count: int) -> Any:
     """(group, slice of its rows), for groups that have any."""
     start = 0
     for e, n in enumerate(sizes.real.tolist()):
@@ -251,7 +251,7 @@ def grouped_matmul(x: Tensor, w: Tensor, sizes: Tensor) -> Tensor:
 @grouped_matmul.forward
 def _(xp: Any, x: Any, w: Any, sizes: Any) -> Any:
     y = xp.zeros((x.shape[0], w.shape[2]), xp.result_type(x, w))
-    for e, rows in _rows(sizes, x.shape[0]):
+    for e, rows in groups(sizes, x.shape[0]):
         y[rows] = xp.matmul(_wide(x[rows]), _wide(w[e]))
     return y
 
@@ -291,7 +291,7 @@ def grouped_outer(x: Tensor, y: Tensor, sizes: Tensor) -> Tensor:
 @grouped_outer.forward
 def _(xp: Any, x: Any, y: Any, sizes: Any) -> Any:
     z = xp.zeros((sizes.shape[0], x.shape[1], y.shape[1]), xp.result_type(x, y))
-    for e, rows in _rows(sizes, x.shape[0]):
+    for e, rows in groups(sizes, x.shape[0]):
         z[e] = xp.matmul(_wide(x[rows]).T, _wide(y[rows]))
     return z
 
