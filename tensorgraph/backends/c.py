@@ -21,13 +21,13 @@ from ..passes.fuse import BLOCKS, Step
 from ..passes.memory import Plan, plan
 from ..passes.program import Buffer, Program, Tile, Value
 from ..tensor import Tensor
-from . import cgen, cpacked, cpu
+from . import cgen, cindex, cpacked, cproducts, cpu
 from . import numpy as plain
 from .cgen import MAPS, c_type
-from .ckernels import OPEN, tileable
-from .ckernels import SPECIAL as PLAIN
+from .ckernels import OPEN
+from .cproducts import tileable
 
-SPECIAL = PLAIN | cpacked.SPECIAL
+SPECIAL = cproducts.SPECIAL | cindex.SPECIAL | cpacked.SPECIAL
 GRAIN = 1 << 15  # element operations worth handing to another thread
 ROW_BUFFER = 512  # columns up to which a row buffer of known size is a local array
 
@@ -107,7 +107,7 @@ class Block(NamedTuple):
     axis: int
 
 
-class Lowered(cpacked.PackedKernels, plain.Lowered):
+class Lowered(cpacked.PackedProducts, cindex.Indexing, plain.Lowered):
     """A fused program as C and as the Python that calls it."""
 
     def __init__(self, program: Program, name: str = "graph", strict: bool = False, timed: bool = False) -> None:

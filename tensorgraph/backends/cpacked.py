@@ -8,14 +8,15 @@ from ..passes.fuse import Piece, Step
 from ..passes.layout import layout, one, row_major
 from ..passes.program import Value
 from .cgen import c_type
-from .ckernels import OPEN, Kernels
+from .ckernels import OPEN
+from .cproducts import Products
 
 SPECIAL = {"packed_matmul", "packed_grouped", "packed_rows"}
 KINDS = {"int8": (0, "int8_t", "tg_byte"), "bfloat16": (1, "uint16_t", "tg_half")}
 ROWS = 512  # as UNPACKED in matvec.c
 
 
-class PackedKernels(Kernels):
+class PackedProducts(Products):
     """Statements for products with packed weights; None where x is not float32, or not stored row by row."""
 
     packed = False  # whether the unit needs packed.h
@@ -83,4 +84,4 @@ class PackedKernels(Kernels):
         return all(dims.same(s, r) or one(d) for s, r, d in strides)
 
 
-__all__ = ["SPECIAL", "PackedKernels"]
+__all__ = ["SPECIAL", "PackedProducts"]
