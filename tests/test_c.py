@@ -284,6 +284,14 @@ def test_products_of_rows_in_groups(sizes, strict):
         np.testing.assert_allclose(got[n], want[n], rtol=1e-4, atol=1e-4, err_msg=n)
 
 
+def test_flags_of_the_environment_come_last(monkeypatch):
+    monkeypatch.setenv("TENSORGRAPH_CFLAGS", "-O1 -DNAME='a b'")
+    assert cpu.flags(True)[-3:] == ["-DTG_STRICT", "-O1", "-DNAME=a b"]
+    built = cpu.build("int f(void) { return 1; }", cpu.flags(False))
+    monkeypatch.delenv("TENSORGRAPH_CFLAGS")
+    assert cpu.build("int f(void) { return 1; }", cpu.flags(False)) != built
+
+
 def test_arrays_that_are_not_contiguous():
     x, y = tg.input("x", (5, 4)), tg.input("y", (5, 4))
     f = tg.compile({"y": y + x}, donate={"y": "y"}, backend="c")

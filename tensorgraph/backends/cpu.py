@@ -108,7 +108,10 @@ def cache() -> Path:
 
 
 def flags(strict: bool) -> list[str]:
-    """Both modes round each operation by itself, so that a value is the same wherever it is computed again."""
+    """Both modes round each operation by itself, so that a value is the same wherever it is computed again.
+
+    Those of $TENSORGRAPH_CFLAGS come last: -O1 compiles in half the time what then runs slower.
+    """
     common = [
         "-O3",
         "-march=native",
@@ -123,7 +126,7 @@ def flags(strict: bool) -> list[str]:
         "-ffp-contract=off",
         "-w",
     ]
-    return [*common, "-DTG_STRICT"] if strict else common
+    return [*common, *(["-DTG_STRICT"] if strict else []), *shlex.split(os.environ.get("TENSORGRAPH_CFLAGS", ""))]
 
 
 def build(source: str, options: list[str]) -> str:
