@@ -101,6 +101,13 @@ class Suite:
         # A sum over random signs has cancelled: its rounding is that of its terms.
         terms = sum(np.abs(r * ref.outputs[n]).sum() for n, r in given.items()) if given else abs(ref.loss)
         assert abs(value - ref.loss) <= output_bound * terms
+        if dtype == "float32" and (found := R.compare(ref.grads, grads, grad_bound, gradients=True)):
+            # Gates and biases whose gradient is a sum that cancels: no more than twice what transformers loses there.
+            own = R.run(self.model(name), arrays_of(case), "float32", cotangents=given, wrt_inputs=case.wrt)
+            lost = {v.name: v.error for v in R.compare(ref.grads, own.grads, 0.0, gradients=True)}
+            found = [v for v in found if not v.error <= 2 * lost.get(v.name, 0.0)]
+            assert not found, "\n".join(map(str, found))
+            return
         R.assert_same(ref.grads, grads, grad_bound, gradients=True)
 
 
