@@ -35,7 +35,7 @@ WORTH = 1 << 23  # weights from which on each token in C wins back enough of the
 class Session:
     """Decoding of one batch: holds keys and values of the positions fed so far, `capacity` of them at most.
 
-    `feed` takes any number of positions at once; where they exceed the capacity it doubles, the only time that
+    `feed` takes any number of positions at once; where they exceed the capacity it grows, the only time that
     buffers are planned anew. `masked`: some positions are padding. `images`: what goes with the first positions fed,
     which are then the whole prompt.
     """
@@ -131,10 +131,9 @@ class Session:
     def _reserve(self, length: int) -> None:
         """Room for `length` positions."""
         old = self.capacity
-        while self.capacity < length:
-            self.capacity *= 2
-        if self.capacity == old:
+        if length <= old:
             return
+        self.capacity = _capacity(length)
         self._mask = np.pad(self._mask, ((0, 0), (0, self.capacity - old)))
         room = Room()
         for label, a in self._cache.items():
@@ -182,8 +181,8 @@ def _decoder(
 
 
 def _backend(net: Net) -> str:
-    """The net's; for "auto", C where it makes the products (of float32 or float64, or packed) and there are enough."""
-    made = net.dtype in ("float32", "float64") or packed.kind_of(net) is not None
+    """The net's; for "auto", C where it makes the products (of float32, of float64 as it is) and there are enough."""
+    made = net.dtype == "float32" or (net.dtype == "float64" and packed.kind_of(net) is None)
     if net.backend == "auto" and made and evaluate(net.model.total(), net.model.binding) >= WORTH and cpu.offered():
         return "c"
     return net.backend
@@ -304,7 +303,9 @@ def tokens(
 
 
 def _capacity(length: int) -> int:
-    return 1 << max(4, (length - 1).bit_length())
+    """Room for `length` positions and up to a quarter more: all of it is read for each token."""
+    part = max(16, (1 << (length - 1).bit_length()) // 8)
+    return -(-length // part) * part
 
 
 def generate(net: Net, input_ids: Any, max_new_tokens: int = 20, **settings: Any) -> Array:

@@ -143,7 +143,7 @@ def _weight(t: Tensor) -> Tensor | None:
     """The parameter [.., in, out] or, through a transposition, [.., out, in] that a product's second operand is."""
     if t.op.name == "permute" and t.attrs["axes"] in ((1, 0), (0, 2, 1)):
         t = t.inputs[0]
-    return t if t.op.name == "param" and t.ndim in (2, 3) and t.dtype.name == "float32" else None
+    return t if t.op.name == "param" and t.ndim in (2, 3) and t.dtype.is_float else None
 
 
 def _factor(t: Tensor) -> Tensor | None:

@@ -399,7 +399,11 @@ class Compiled:
             self._need_finite(P, binding)
         if self.options.backend == "cupy":
             return self._run_cupy(P, binding)
-        results = bound.run(self.lowered, P)
+        try:
+            results = bound.run(self.lowered, P)
+        except BaseException as error:
+            error.__dict__["halfway"] = True  # what is overwritten may be so in part
+            raise
         return dict(zip(self.results, results, strict=True))
 
     @uncollected
@@ -556,16 +560,23 @@ class State(Mapping[str, Any]):
     """Parameters and optimiser state of a training run, by name: `params/...`, `m/...`, `v/...`, `step`.
 
     A step consumes the state it is given and returns the next one, in the same storage. Reading or passing a
-    consumed state raises StateError[TG601].
+    consumed state raises StateError[TG601], and so does one on which a step failed halfway.
     """
 
     def __init__(self, arrays: dict[str, Any], owner: Any = None) -> None:
         self._arrays: dict[str, Any] | None = arrays
         self.owner = owner
         self.repeat: Any = None  # the backend's short way of calling its owner again on these arrays
+        self._spoilt = False
 
     @property
     def arrays(self) -> dict[str, Any]:
+        if self._spoilt:
+            raise StateError(
+                "TG601",
+                "a step on this state failed halfway, when some of it was overwritten already",
+                hint="go on from a saved one: step.load(arrays)",
+            )
         if self._arrays is None:
             raise StateError(
                 "TG601",
@@ -579,6 +590,10 @@ class State(Mapping[str, Any]):
         arrays = self.arrays
         self._arrays = None
         return arrays
+
+    def spoil(self) -> None:
+        """The state is half overwritten, and nobody's any more."""
+        self._arrays, self.repeat, self._spoilt = None, None, True
 
     @property
     def params(self) -> dict[str, Any]:
@@ -738,8 +753,12 @@ class Step:
                 "TG603", f"a step takes a State first, not {type(state).__name__}", hint="state = step.init(params)"
             )
         if state.repeat is not None and state.owner is self and state._arrays is not None:
-            with self.compiled._lock:
-                found = state.repeat(inputs)
+            try:
+                with self.compiled._lock:
+                    found = state.repeat(inputs)
+            except BaseException:
+                state.spoil()
+                raise
             if found is not None:
                 after = State(state._arrays, self)
                 after.repeat, state._arrays = state.repeat, None
@@ -761,7 +780,12 @@ class Step:
             P[key] = a if type(a) is np.ndarray and a.dtype == v.dtype.np else _coerce(key, a, v.node)
         if len(P) < len(leaves):
             compiled._missing(P, {})
-        results = compiled.run(P)  # raises before anything is written, if the arrays do not fit
+        try:
+            results = compiled.run(P)  # raises before anything is written, if the arrays do not fit
+        except BaseException as error:
+            if "halfway" in error.__dict__:
+                state.spoil()
+            raise
         state.take()
         after = State(arrays, self)
         after.repeat = compiled.repeat(P, inputs)

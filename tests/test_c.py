@@ -244,7 +244,7 @@ def test_nan_and_infinity_wherever_they_stand_in_a_row(strict, special):
             same_specials(got[name], want[name], 1e-4, name)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "uint8"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "uint8", "bool"])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_order_is_stable_and_nan_is_last(axis, dtype):
     """Of many ties, at lengths beside powers of two, through views of either order."""
@@ -252,17 +252,18 @@ def test_order_is_stable_and_nan_is_last(axis, dtype):
     x = tg.input("x", (rows, columns), dtype)
     ys = {f"{down} {turned}": tg.argsort(x.T if turned else x, axis=axis, descending=down)
           for down in (False, True) for turned in (False, True)}  # fmt: skip
-    f = tg.compile(ys, backend="c")
+    f, plain = tg.compile(ys, backend="c"), tg.compile(ys, backend="numpy")
     rng = np.random.default_rng(0)
     for shape in ((1, 1), (2, 3), (17, 64), (65, 7), (1000, 33)):
         a = rng.integers(0, 5, shape).astype(dtype)
         if dtype.startswith("float"):
             a[rng.random(shape) < 0.1] = np.nan
             a[rng.random(shape) < 0.1] = -np.inf
-        for name, order in f(x=a).items():
+        for name, order in (*f(x=a).items(), *plain(x=a).items()):
             down, turned = (word == "True" for word in name.split())
             lies = a.T if turned else a
-            want = np.argsort(-lies if down else lies, axis=axis, kind="stable")
+            key = -lies.astype("f8") if down else lies
+            want = np.argsort(key, axis=axis, kind="stable")
             np.testing.assert_array_equal(order, want, name)
 
 
@@ -282,6 +283,13 @@ def test_products_of_rows_in_groups(sizes, strict):
     got, want = made(**given), plain(**given)
     for n in outputs:
         np.testing.assert_allclose(got[n], want[n], rtol=1e-4, atol=1e-4, err_msg=n)
+
+
+def test_sums_of_truths_are_truths():
+    x, ids = tg.input("x", (256, 2), "bool"), tg.input("ids", (256,), "int32")
+    f = tg.compile(tg.segment_sum(x, ids, 3), backend="c")
+    found = f(x=np.ones((256, 2), bool), ids=np.zeros(256, "i4"))
+    assert found.tolist() == [[True] * 2, [False] * 2, [False] * 2]
 
 
 def test_flags_of_the_environment_come_last(monkeypatch):

@@ -144,20 +144,37 @@ class _Writer:
             return tg.logsumexp(x, axis=x.ndim - 1)
         return tg.cumsum(x, axis=int(self.r.integers(x.ndim))) * 0.2
 
+    def ids(self, shape: Any, high: int) -> Tensor:
+        t = tg.input(f"i{len(self.values)}", tuple(shape), "int32")
+        self.values[t] = self.r.integers(0, high, interpret.shape_of(t, self.sizes)).astype("int32")
+        return t
+
     def index(self, x: Tensor) -> Tensor:
-        axis = int(self.r.integers(x.ndim))
+        axis, kind, few = int(self.r.integers(x.ndim)), int(self.r.integers(7)), int(self.r.integers(1, 9))
         n = evaluate(x.shape[axis], self.sizes)
-        ids = tg.input(f"i{len(self.values)}", (int(self.r.integers(1, 9)),), "int32")
-        value = self.r.integers(0, n, ids.shape).astype("int32")
-        out = tg.take(x, ids, axis=axis)
-        self.values[ids] = value
-        return out
+        if kind == 0:  # rows added to rows, some of them to each other
+            at = self.ids((few,), n)
+            return tg.index_add(x, at, tg.take(self.unary(x), self.ids((few,), n), axis=axis), axis=axis) * 0.5
+        if kind == 1:  # to themselves
+            return tg.index_add(x, self.ids((x.shape[axis],), n), x, axis=axis) * 0.1
+        if kind == 2:
+            new = x if self.r.random() < 0.5 else self.unary(x)
+            return tg.update_slice(x, new[(*[slice(None)] * axis, slice(0, 1))], self.ids((), n), axis=axis)
+        if kind == 3:
+            return tg.sum_along(x, self.ids(x.shape, n), x.shape[axis], axis=axis) * 0.1
+        if kind == 4:
+            return tg.take_along(x, self.ids(x.shape, n), axis=axis)
+        if kind == 5 and x.ndim == 2:
+            w = tg.expand(tg.unsqueeze(tg.tanh(x).permute(1, 0), 0), (3, *x.shape[::-1]))
+            y = tg.grouped_matmul(x, w, self.ids((3,), 1 + evaluate(x.shape[0], self.sizes)))
+            return y / float(max(1, evaluate(x.shape[1], self.sizes)))
+        return tg.take(x, self.ids((few,), n), axis=axis)
 
     def step(self) -> None:
         ways = [self.unary, self.binary, self.binary, self.reduce, self.several, self.shape, self.product,
                 self.composite, self.index]  # fmt: skip
         try:
-            y = ways[self.r.choice(len(ways), p=[0.16, 0.14, 0.14, 0.18, 0.1, 0.14, 0.05, 0.05, 0.04])](self.pick())
+            y = ways[self.r.choice(len(ways), p=[0.15, 0.13, 0.13, 0.17, 0.1, 0.12, 0.05, 0.05, 0.1])](self.pick())
         except (TensorgraphError, IndexError, ValueError):
             return  # this op does not take this operand
         self.pool.append(y)

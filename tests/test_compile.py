@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import tensorgraph as tg
+from tensorgraph.backends import cpu
 from tensorgraph.errors import TensorgraphError
 from tensorgraph.passes import memory
 
@@ -515,3 +516,27 @@ def test_an_op_that_nobody_defined():
         "BackendError[TG702] swish has no forward\n"
         "  hint: write one: @swish.forward, a function (xp, *arrays, **attributes)"
     )
+
+
+@pytest.mark.parametrize(
+    "backend", ["numpy", pytest.param("c", marks=pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler"))]
+)
+def test_a_computed_index_out_of_range_is_told_and_the_state_is_nobodys(backend):
+    """Some parameters may have moved by then: a state that is half of one step and half of the next is no state."""
+    w, ids = tg.param("w", (5, 2)), tg.input("ids", (3,), "int32")
+    loss = tg.square(tg.take(w, ids + 1)).sum()
+    step = tg.compile(loss, update=tg.optim.SGD(0.1), backend=backend)
+    state = step.init({"w": np.ones((5, 2), "f4")})
+    for _ in range(2):  # the second call goes the short way
+        _, state = step(state, ids=np.array([0, 1, 3], "i4"))
+    saved = {k: v.copy() for k, v in state.items()}
+    with pytest.raises(TensorgraphError, match=r"TG505.*computed by the graph"):
+        step(state, ids=np.array([0, 1, 4], "i4"))
+    with pytest.raises(TensorgraphError, match=r"TG601.*failed halfway"):
+        step(state, ids=np.array([0, 1, 3], "i4"))
+    _, state = step(step.load(saved), ids=np.array([0, 1, 3], "i4"))
+    with pytest.raises(TensorgraphError, match="TG505"):
+        step(step.load(saved), ids=np.array([0, 1, -2], "i4"))
+    with pytest.raises(TensorgraphError, match=r"TG50[1-3]"):
+        step(state, ids=np.array([0, 1], "i4"))  # nothing was done: the state is as it was
+    step(state, ids=np.array([0, 1, 3], "i4"))

@@ -35,7 +35,7 @@ def ids_of(B: int, T: int) -> np.ndarray:
 @pytest.mark.parametrize("B", [1, 3])
 def test_cached_logits_are_those_of_the_full_forward(net, B, first):
     ids = ids_of(B, 20)
-    session = Session(net, B, capacity=4)  # it doubles on the way
+    session = Session(net, B, capacity=4)  # it grows on the way
     logits = [session.feed(ids[:, :first])] + [session.feed(ids[:, t : t + 1]) for t in range(first, 20)]
     full = net(input_ids=ids)["logits"]
     for t, ours in enumerate(logits, first - 1):

@@ -15,7 +15,7 @@ from tensorgraph.ops.packed import packed_matmul
 
 pytestmark = pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler")
 SMALL = itertools.product((1, 2, 4, 6), (1, 2, 3, 5), (1, 7, 16, 17, 63, 64, 130))
-SIZES = [*SMALL, (1, 700, 1040), (3, 1041, 515), (2, 5, 9001)]
+SIZES = [*SMALL, (1, 700, 1040), (3, 1041, 515), (2, 5, 9001), (1, 4099, 64), (4, 1003, 96)]
 KINDS = ("rows", "columns", "batch", "batch of columns", "shared", "shared columns", "bfloat16", "int8")
 
 

@@ -322,6 +322,45 @@ def test_rows_are_added_to_a_copy_of_what_is_still_read(backend):
     assert (a == kept).all()
 
 
+@pytest.mark.parametrize("backend", ["numpy", pytest.param("c", marks=WITH_C)])
+def test_nothing_is_overwritten_that_is_read_later_or_by_the_same_step(backend):
+    """What is read late because it is fused with what comes late; rows added to themselves; a leaf moved within."""
+    r = np.random.default_rng(0)
+    a, b, new, at = tg.input("a", (4, 3)), tg.input("b", (3, 5)), tg.input("new", (1, 5)), tg.input("at", (), "int32")
+    y = a @ b
+    f = tg.compile(tg.exp(y) * tg.update_slice(y, new, at), backend=backend)
+    given = {"a": r.standard_normal((4, 3)), "b": r.standard_normal((3, 5)), "new": r.standard_normal((1, 5))}
+    want = given["a"] @ given["b"]
+    moved = want.copy()
+    moved[2] = given["new"]
+    found = f(**{n: v.astype("f4") for n, v in given.items()}, at=np.array(2, "i4"))
+    np.testing.assert_allclose(found, np.exp(want) * moved, rtol=1e-4)
+
+    w, ids = tg.input("w", (4, 3), "float64"), tg.input("ids", (4,), "int32")
+    g = tg.grad(tg.sin(w + tg.take(w, ids)).sum(), w)
+    i, v = np.array([1, 1, 3, 0], "i4"), r.standard_normal((4, 3))
+    slope = np.cos(v + v[i])
+    np.add.at(want := slope.copy(), i, slope)
+    np.testing.assert_allclose(tg.compile(g, backend=backend)(w=v, ids=i), want, rtol=1e-12)
+
+    c = tg.input("c", (6,))
+    f = tg.compile({"c": tg.update_slice(c, c[:5], at)}, donate={"c": "c"}, backend=backend)
+    held = np.arange(6, dtype="f4")
+    f(c=held, at=np.array(1, "i4"))
+    np.testing.assert_array_equal(held, [0, 0, 1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("backend", ["numpy", pytest.param("c", marks=WITH_C)])
+def test_sums_of_nothing_are_written(backend):
+    x, y = tg.input("x", (3, 0)), tg.input("y", (2, 3, 0))
+    f = tg.compile({"s": tg.sum(x, 1), "e": tg.exp(tg.sum(y, -1)), "t": tg.sum(y)}, backend=backend)
+    f(x=np.zeros((3, 0), "f4"), y=np.zeros((2, 3, 0), "f4"))
+    for bound, *_ in f._bound.values():
+        bound.arena.fill(255)
+    found = f(x=np.zeros((3, 0), "f4"), y=np.zeros((2, 3, 0), "f4"))
+    assert (found["s"] == 0).all() and (found["e"] == 1).all() and found["t"] == 0
+
+
 def test_sum_of_overlapping_pads_stays_a_sum():
     x = tg.input("x", (5,), "float64")
     g = tg.grad((x[:3].square().sum() + x[2:].square().sum()), x)

@@ -32,7 +32,7 @@ class Indexing(Kernels):
             "for (int64_t r = lo; r < hi; r++) {",
             f"    const int64_t i = tg_index(c, ids[(r % {n}) * {along[1]}], {count});",
             f"    const {t} *const from = x + (r / {n}) * {s0} + i * {s1};",
-            f"    for (int64_t j = 0; j < {tail}; j++) y[r * {tail} + j] = from[j * {s2}];",
+            f"    if ({count} > 0) for (int64_t j = 0; j < {tail}; j++) y[r * {tail} + j] = from[j * {s2}];",
             "}",
         ]
         return self._parallel([a, i, self.pointer(out)], body, f"{lead} * {n}", f"{lead} * {n} * {tail}")
@@ -56,7 +56,7 @@ class Indexing(Kernels):
         axis, t = piece.kernel.node.attrs["axis"], c_type(out.dtype)
         (a, at), (i, at_i) = self._read(x), self._read(ids)
         cut, along = self._cut(at, x.shape, axis, axis + len(ids.shape)), self._axes(at_i, ids.shape)
-        if cut is None or along is None:
+        if cut is None or along is None or out.dtype.kind == "b":  # a sum of truths is no sum of bytes
             return None
         (lead, s0), (_, s1), (tail, s2) = cut
         n, count = self.size(dims.size(ids.shape)), self.size(out.shape[axis])
@@ -86,8 +86,10 @@ class Indexing(Kernels):
         axis, t = piece.kernel.node.attrs["axis"], c_type(out.dtype)
         (a, at), (i, at_i) = self._read(x), self._read(ids)
         row = self._index([0 if n == axis else s for n, s in enumerate(at.strides)])
-        place = f"tg_index(c, ids[{self._index(at_i.strides)}], {self.size(x.shape[axis])})"
-        one = f"y[{self._index(row_major(out.shape))}] = x[{row} + {place} * {self.size(at.strides[axis])}];"
+        count = self.size(x.shape[axis])
+        place = f"{{ const int64_t at = tg_index(c, ids[{self._index(at_i.strides)}], {count});"
+        read = f"x[{row} + at * {self.size(at.strides[axis])}]"
+        one = f"{place} if (at < {count}) y[{self._index(row_major(out.shape))}] = {read}; }}"
         body = [
             f"const {t} *const x = a[0]; const {c_type(ids.dtype)} *const ids = a[1]; {t} *const y = a[2];",
             "for (int64_t i0 = lo; i0 < hi; i0++) " + self._nest(out.shape, one, 1),
@@ -99,13 +101,16 @@ class Indexing(Kernels):
         """Sums of one entry of the first axis are of one part, in order; along the first axis there is but one part."""
         x, ids, out = *piece.inputs, piece.outputs[0]
         axis, t = piece.kernel.node.attrs["axis"], c_type(out.dtype)
+        if out.dtype.kind == "b":
+            return None
         (a, at), (i, at_i), to = self._read(x), self._read(ids), row_major(out.shape)
         row = self._index([0 if n == axis else s for n, s in enumerate(to)])
-        place = f"tg_index(c, ids[{self._index(at_i.strides)}], {self.size(out.shape[axis])})"
-        one = f"y[{row} + {place} * {self.size(to[axis])}] += x[{self._index(at.strides)}];"
+        count = self.size(out.shape[axis])
+        place = f"{{ const int64_t at = tg_index(c, ids[{self._index(at_i.strides)}], {count});"
+        one = f"{place} if (at < {count}) y[{row} + at * {self.size(to[axis])}] += x[{self._index(at.strides)}]; }}"
         whole = axis == 0
-        first, count = ("0", self.size(out.shape[0])) if whole else ("lo", "hi - lo")
-        clear = f"memset(y + {first} * {self.size(to[0])}, 0, (size_t)(({count}) * {self.size(to[0])}) * sizeof({t}));"
+        first, rows = ("0", self.size(out.shape[0])) if whole else ("lo", "hi - lo")
+        clear = f"memset(y + {first} * {self.size(to[0])}, 0, (size_t)(({rows}) * {self.size(to[0])}) * sizeof({t}));"
         body = [
             f"const {t} *const x = a[0]; const {c_type(ids.dtype)} *const ids = a[1]; {t} *const y = a[2];",
             clear,
@@ -204,7 +209,8 @@ class Indexing(Kernels):
             return None
         (lead, s0), (n, s1), (tail, s2) = cut
         self.scratch.append(dims.mul(8, x.shape[axis]))
-        key = f"({t}){'-' if attrs['descending'] else ''}row[{{}} * {s1}]"
+        falling = {"f": "-", "b": "!"}.get(x.dtype.kind, "~") if attrs["descending"] else ""
+        key = f"({t}){falling}row[{{}} * {s1}]"
         body = [
             f"const {t} *const x = a[0]; int32_t *const y = a[1];",
             "for (int64_t r = lo; r < hi; r++) {",

@@ -75,7 +75,7 @@ static void dots_##t(const float *x, int64_t lda, const T *w, int64_t ld, const 
 DOTS(f, float)
 DOTS(b, int8_t)
 DOTS(h, uint16_t)
-/* Short rows, the keys of a head: four at a time, whose lanes are summed up together. */
+/* Short rows, the keys of a head: four at a time, whose lanes are summed up together, each in the order of one alone. */
 static void dots_short(const float *x, int64_t lda, const float *w, int64_t ld, float *y, int64_t ldy, int64_t m, int64_t n, int64_t k) {
     int64_t j = 0;
     for (; j + 4 <= n; j += 4) {
@@ -91,7 +91,12 @@ static void dots_short(const float *x, int64_t lda, const float *w, int64_t ld, 
             *(AnyFour *)(y + i * ldy + j) = totals(a, b, c, d);
         }
     }
-    if (j < n) dots_f(x, lda, w + j * ld, ld, 0, y + j, ldy, m, n - j, k);
+    for (; j < n; j++)
+        for (int64_t i = 0; i < m; i++) {
+            Lanes a = {0};
+            for (int64_t p = 0; p < k; p += LANES) a += lanes_f(x + i * lda + p) * lanes_f(w + j * ld + p);
+            y[i * ldy + j] = total(a);
+        }
 }
 /* z[i] = x[i][lo .. hi] b[lo .. hi], for rows p of n weights, `ld` apart, in stretches of results that stay in cache */
 static void columns(const float *x, int64_t x0, int64_t x1, const float *b, int64_t ld, float *z, int64_t ldz, int64_t m, int64_t n, int64_t lo, int64_t hi) {

@@ -20,6 +20,7 @@ import numpy as np
 from .. import dims, dtypes, interpret, xp
 from ..dims import Dim
 from ..dtypes import DType
+from ..errors import DataError
 from ..passes.memory import Plan, nbytes, plan
 from ..passes.program import Kernel, Program, Value
 
@@ -52,6 +53,7 @@ class Lowered:
             "np": xp.numpy,
             "F": SimpleNamespace(**self._records),
             "D": SimpleNamespace(**dtypes.ALL),
+            "within": within,
             "clock": time.perf_counter,
             "spent": self.spent,
         }
@@ -219,6 +221,11 @@ class Lowered:
             raise interpret.no_forward(op)
         self._records[op.name] = op.forward_fn
         full = [a if a is not None else "None" for a in node.args(args)]
+        for r in op.ranges(*node.args(), **node.kwargs) if op.ranges else ():
+            root = node.args(k.inputs)[r.input].root
+            if root.kind == "arena" and root.node.op.name not in ORDERS:  # those from outside were looked at before
+                what = f"{op.name} in {node.scope.path or 'the graph'} {node.where}".rstrip()
+                full[r.input] = f"within({full[r.input]}, {r.low}, {self._run_size(r.high)}, {r.ignored}, {what!r})"
         attrs = [f"{n}={self._attr(a)}" for n, a in node.kwargs.items()]
         call = ", ".join(["np", *full, *attrs])
         if op.forward_out and not half:
@@ -249,7 +256,19 @@ class Lowered:
         return "\n".join(lines) + "\n"
 
 
+ORDERS = {"argsort", "argmax"}  # what they make are indices
 REDUCTIONS = {"sum": "add", "max": "maximum", "min": "minimum"}
+
+
+def within(ids: Any, low: int, high: int, ignored: int | None, what: str) -> Any:
+    """Indices that the graph computed. Raises DataError[TG505] for one outside [low, high)."""
+    if ids.size and (ids.min() < low or ids.max() >= high):
+        wrong = ids[(ids < low) | (ids >= high)]
+        wrong = wrong if ignored is None else wrong[wrong != ignored]
+        if wrong.size:
+            raise DataError("TG505", f"an index computed by the graph is {int(wrong[0])}, outside [{low}, {high})",
+                            notes=[f"needed by {what}"])  # fmt: skip
+    return ids
 
 
 def _some(v: Value) -> bool:

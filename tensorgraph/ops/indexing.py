@@ -7,8 +7,9 @@ from typing import Any
 
 from .. import dims, dtypes
 from ..dims import Dim, Shape
+from ..errors import DTypeError
 from ..op import Bad, DataRange, InputSpec, Obligation, S, axis_of, clash, fixed, ids, need_dtype, op, same
-from ..tensor import Tensor
+from ..tensor import Tensor, operand
 from .elementwise import equal
 from .leaf import arange, zeros
 from .movement import unsqueeze
@@ -105,6 +106,9 @@ def _index_add_shape(x: Tensor, ids: Tensor, rows: Tensor, axis: int) -> Shape:
             (ids, "ids", None),
             (rows, "rows", None),
         )
+    if rows.dtype != x.dtype:
+        text = f"index_add: rows are {rows.dtype}, and x is {x.dtype}"
+        raise DTypeError("TG207", text, operands=[operand(x, "x"), operand(rows, "rows")], hint="rows.cast(x.dtype)")
     return x.shape
 
 
@@ -120,6 +124,7 @@ def _index_add_shape(x: Tensor, ids: Tensor, rows: Tensor, axis: int) -> Shape:
         S("B 3", ids("T", "3"), "B T", axis=1),
         Bad("5 d", ids("T", "5"), "B d", match="rows must have"),
         Bad("5 d", "B", "B d", match="must be integer"),
+        Bad(InputSpec("5 d", "int32", "5"), ids("T", "5"), "T d", match="and x is int32"),
     ],
 )
 def index_add(x: Tensor, ids: Tensor, rows: Tensor, axis: int = 0) -> Tensor:
@@ -322,7 +327,8 @@ def argsort(x: Tensor, axis: int = -1, descending: bool = False) -> Tensor:
 
 @argsort.forward
 def _(xp: Any, x: Any, axis: int, descending: bool) -> Any:
-    return xp.argsort(-x if descending else x, axis=axis, kind="stable").astype("int32")
+    falling = xp.invert if x.dtype.kind in "biu" else xp.negative  # -x of integers wraps
+    return xp.argsort(falling(x) if descending else x, axis=axis, kind="stable").astype("int32")
 
 
 def top_k(x: Tensor, k: int, axis: int = -1) -> tuple[Tensor, Tensor]:

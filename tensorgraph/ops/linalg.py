@@ -198,13 +198,13 @@ def groups(sizes: Any, count: int) -> Any:
     """(group, slice of its rows), for groups that have any."""
     start = 0
     for e, n in enumerate(sizes.real.tolist()):
-        stop = min(count, start + int(n))
+        stop = min(count, start + max(0, int(n)))
         if stop > start:
             yield e, slice(start, stop)
         start = stop
 
 
-def _wide(x: Any) -> Any:
+def widened(x: Any) -> Any:
     """Half precision is multiplied in float32 and rounded once."""
     return x.astype("float32") if x.dtype.itemsize == 2 else x
 
@@ -252,7 +252,7 @@ def grouped_matmul(x: Tensor, w: Tensor, sizes: Tensor) -> Tensor:
 def _(xp: Any, x: Any, w: Any, sizes: Any) -> Any:
     y = xp.zeros((x.shape[0], w.shape[2]), xp.result_type(x, w))
     for e, rows in groups(sizes, x.shape[0]):
-        y[rows] = xp.matmul(_wide(x[rows]), _wide(w[e]))
+        y[rows] = xp.matmul(widened(x[rows]), widened(w[e]))
     return y
 
 
@@ -292,7 +292,7 @@ def grouped_outer(x: Tensor, y: Tensor, sizes: Tensor) -> Tensor:
 def _(xp: Any, x: Any, y: Any, sizes: Any) -> Any:
     z = xp.zeros((sizes.shape[0], x.shape[1], y.shape[1]), xp.result_type(x, y))
     for e, rows in groups(sizes, x.shape[0]):
-        z[e] = xp.matmul(_wide(x[rows]).T, _wide(y[rows]))
+        z[e] = xp.matmul(widened(x[rows]).T, widened(y[rows]))
     return z
 
 

@@ -11,7 +11,7 @@ from ..op import Bad, DataRange, InputSpec, S, clash, ids, need_dtype, op
 from ..tensor import Tensor
 from .elementwise import cast as cast_
 from .indexing import take
-from .linalg import grouped_matmul, groups, matmul
+from .linalg import grouped_matmul, groups, matmul, widened
 from .movement import swapaxes, unsqueeze
 
 builtin = partial(op, builtin=True)
@@ -55,11 +55,11 @@ def packed_matmul(x: Tensor, w: Tensor, scale: Tensor | None) -> Tensor:
 def _product(xp: Any, x: Any, w: Any, scale: Any, out: Any = None) -> Any:
     rows, step = w.shape[0], max(1, BLOCK // max(1, w.shape[1]))
     y = xp.empty((*x.shape[:-1], rows), x.dtype) if out is None else out
+    x = widened(x)
     for at in range(0, rows, step):
         part = slice(at, at + step)
-        y[..., part] = xp.matmul(x, xp.swapaxes(w[part].astype(x.dtype), 0, 1))
-        if scale is not None:
-            y[..., part] *= scale[part].astype(x.dtype)
+        found = xp.matmul(x, xp.swapaxes(w[part].astype(x.dtype), 0, 1))
+        y[..., part] = found if scale is None else found * scale[part].astype(x.dtype)
     return y
 
 

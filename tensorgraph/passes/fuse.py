@@ -457,16 +457,21 @@ def _step(g: _Group) -> Step:
     made = {v for p in g.pieces for v in p.outputs}
     inputs = list(dict.fromkeys(v for p in g.pieces for v in p.inputs if v.root not in made or v.kind == "leaf"))
     outputs = list(dict.fromkeys(v for p in g.pieces for v in p.outputs))
-    first = g.pieces[0]
     step = Step(g.pieces[-1].kernel.node, inputs, outputs, "op", (None,) * len(outputs), pieces=g.pieces)
     if step.region:
         assert g.columns is not None
         step.columns = g.columns
-        step.rows = dims.div(g.size, g.columns) if not zero(g.columns) else 0
+        step.rows = _rows(g.pieces) if zero(g.columns) else dims.div(g.size, g.columns)
         step.serial = type(g.size) is int and g.size <= SMALL
-    else:
-        step.alias = first.kernel.alias
+    else:  # arena buffers are placed anew, and what takes one over is decided then
+        aliases = zip(g.pieces[0].kernel.alias, outputs, strict=True)
+        step.alias = tuple(slot if v.kind == "leaf" else None for slot, v in aliases)
     return step
+
+
+def _rows(pieces: list[Piece]) -> Dim:
+    """How many rows of no columns there are: a sum of each is written all the same."""
+    return next((dims.size(p.outputs[0].shape) for p in pieces if p.kind == "reduce"), 0)
 
 
 # --------------------------------------------------------------------------------------------- placing

@@ -161,6 +161,9 @@ class _Lowering:
                 or t.dtype != leaf.dtype
             ):
                 continue
+            reads = [(i, x) for i, x in enumerate(node.inputs) if _looks_at(x) is leaf]
+            if any(x is not leaf or i not in node.op.inplace for i, x in reads):  # it would read what it has written
+                continue
             readers = self._readers(leaf) - {node}
             if readers & self._descendants(node) or (node.inputs.count(leaf) > 1 and node.specs is not None):
                 continue
@@ -224,10 +227,7 @@ class _Lowering:
 
     def _outlived(self, name: str, t: Tensor, overwritten: set[Tensor]) -> bool:
         """Whether an output is the old value of a leaf that is overwritten, or a view of it: it is copied first."""
-        leaf = t
-        while leaf.op.view:
-            leaf = leaf.inputs[0]
-        return leaf in overwritten and self.donate.get(name) is not t
+        return _looks_at(t) in overwritten and self.donate.get(name) is not t
 
     def _new(self, t: Tensor, kind: Kind, spec: tuple[Shape, DType] | None = None) -> Value:
         shape, dtype = spec or (t.shape, t.dtype)
@@ -309,12 +309,20 @@ class _Lowering:
                 continue
             if not dims.same_shape(v.shape, out.shape) or not dims.same(dims.size(root.shape), dims.size(out.shape)):
                 continue
-            if any(o.root is root and o is not v for o in k.inputs) or any(
+            reads = [(j, o) for j, o in enumerate(k.inputs) if o.root is root]
+            if any(o is not v or j not in op.inplace for j, o in reads) or any(
                 o.buffer is root.buffer for o in k.outputs[:i]
             ):
                 continue
             return s
         return None
+
+
+def _looks_at(t: Tensor) -> Tensor:
+    """What a view is a view of."""
+    while t.op.view:
+        t = t.inputs[0]
+    return t
 
 
 def _users(outputs: Outputs) -> dict[Tensor, list[Tensor]]:

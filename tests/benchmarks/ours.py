@@ -122,25 +122,20 @@ class Measured(NamedTuple):
 def measure(
     run: Callable[[], Any], seconds: float = 6.0, limit: Callable[[], float] | None = None, quiet: float = 0.12
 ) -> Measured:
-    """Windows of calls; after each the machine's limit, which drifts as its speed does."""
-    windows: list[Measured] = []
-    start = time.perf_counter()
-    while True:
-        begin, before = time.perf_counter(), others()
-        times: list[float] = []
-        while not times or time.perf_counter() - begin < 0.1:
-            t = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - t)
-        foreign = (others() - before) / (time.perf_counter() - begin)
+    """Windows of calls; beside each the machine's limit, which drifts as its speed does."""
+    found: list[Measured] = []
+    start = begin = time.perf_counter()
+    before = others()
+    for times, speed in bench.windows(run, limit):
         usual = statistics.median(times)
-        windows.append(Measured(usual, min(times), foreign, math.nan if limit is None else 1 / (usual * limit())))
-        time.sleep(0 if limit is None else bench.REST)
-        clean = [w for w in windows if not w.foreign > quiet]
+        foreign = (others() - before) / (time.perf_counter() - begin)
+        found.append(Measured(usual, min(times), foreign, 1 / (usual * speed)))
+        clean = [w for w in found if not w.foreign > quiet]
         passed = time.perf_counter() - start
-        if len(windows) >= 3 and ((passed > seconds and len(clean) >= 5) or passed > 4 * seconds):
+        if len(found) >= 3 and ((passed > seconds and len(clean) >= 5) or passed > 4 * seconds):
             break
-    used = clean if len(clean) >= 3 else sorted(windows, key=lambda w: w.foreign)[:3]
+        begin, before = time.perf_counter(), others()
+    used = clean if len(clean) >= 3 else sorted(found, key=lambda w: w.foreign)[:3]
     median, _, foreign, pace = (statistics.median(figures) for figures in zip(*used, strict=True))
     return Measured(median, min(w.least for w in used), foreign, pace)
 
@@ -172,14 +167,12 @@ def train(name: str, backend: str = "auto", strict: str = "") -> None:
     begin = time.perf_counter()
     adamw = tg.optim.AdamW(3e-4, betas=(0.9, 0.95), weight_decay=0.1)
     step = tg.compile(loss, update=adamw, backend=backend, strict=bool(strict), binding=sizes)
-    first = time.perf_counter() - begin
-    state = step.init(p)  # the peers, too, make their state before they look at the clock
+    state = step.init(p)
     del p
     losses = []
-    begin = time.perf_counter()
     value, state = step(state, **batch)
     losses.append(float(value))
-    first += time.perf_counter() - begin
+    first = time.perf_counter() - begin
 
     def one() -> None:
         nonlocal state
@@ -222,7 +215,7 @@ def decode(name: str, backend: str = "auto", kind: str = "float32", context: int
             child.join()
         begin = time.perf_counter()
         net = tg.models.from_pretrained(path, backend=backend, weights=kind)
-    session = Session(net, 1, capacity=context + 24)
+    session = Session(net, 1)  # as `generate` has it: room for up to a quarter more positions, all of it read
     token = session.feed(np.full((1, context), 5, np.int32)).argmax(-1)[:, None].astype(np.int32)
 
     def one() -> None:

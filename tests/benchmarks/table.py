@@ -93,6 +93,7 @@ TABLE = [
     Ratio("first call S, cold", "cold S", "c", "first_s", {"torch.compile": 0.15, "jax": 0.5}),
     Ratio("first call S, cached", "warm S", "c", "first_s", {"torch.compile": 0.25, "jax": 0.2}),
     Ratio("gradient check of toy", "gradcheck toy", "c", "ms", {"torch": 1.0}),
+    Ratio("gradient check of attention", "gradcheck attn", "c", "ms", {}),
 ]
 PEERS = ("torch", "torch.compile", "jax")
 AGREE = ("loss0", "loss4")  # to five digits on all sides
