@@ -12,6 +12,7 @@ from .ckernels import Kernels
 
 SPECIAL = {"take", "take_along", "segment_sum", "sum_along", "index_add", "gather", "reduce", "update_slice",
            "dynamic_slice", "argmax", "argsort"}  # fmt: skip
+RUN = 8  # elements that are put in order by insertion
 
 
 class Indexing(Kernels):
@@ -200,7 +201,7 @@ class Indexing(Kernels):
         return self._once([a, self.pointer(out)], body)
 
     def _argsort(self, piece: Piece, step: Step) -> list[str] | None:
-        """Merges of ever longer stretches, which keep equal elements in order; NaN comes last, as in NumPy."""
+        """Insertion into runs, then merges of ever longer ones, which keep equal elements in order; NaN comes last."""
         x, out, attrs = piece.inputs[0], piece.outputs[0], piece.kernel.node.attrs
         axis, t = attrs["axis"], c_type(x.dtype)
         a, at = self._read(x)
@@ -208,32 +209,38 @@ class Indexing(Kernels):
         if cut is None:
             return None
         (lead, s0), (n, s1), (tail, s2) = cut
-        self.scratch.append(dims.mul(8, x.shape[axis]))
+        self.scratch.append(dims.mul(32, x.shape[axis]))
         falling = {"f": "-", "b": "!"}.get(x.dtype.kind, "~") if attrs["descending"] else ""
-        key = f"({t}){falling}row[{{}} * {s1}]"
+
+        def before(u: str, v: str) -> str:
+            return f"({u}.key < {v}.key || ({v}.key != {v}.key && {u}.key == {u}.key))"
+
         body = [
+            f"typedef struct {{ {t} key; int32_t at; }} Item;",
             f"const {t} *const x = a[0]; int32_t *const y = a[1];",
             "for (int64_t r = lo; r < hi; r++) {",
             f"    const {t} *const row = x + (r / {tail}) * {s0} + (r % {tail}) * {s2};",
             f"    int32_t *const to = y + (r / {tail}) * {n} * {tail} + r % {tail};",
-            f"    int32_t *from = (int32_t *)w, *made = from + {n};",
-            f"    for (int64_t i = 0; i < {n}; i++) from[i] = (int32_t)i;",
-            f"    for (int64_t width = 1; width < {n}; width *= 2) {{",
+            f"    Item *from = (Item *)w, *made = from + {n};",
+            f"    for (int64_t i = 0; i < {n}; i++) {{",
+            f"        const Item new = {{({t}){falling}row[i * {s1}], (int32_t)i}};",
+            "        int64_t k = i;",
+            f"        for (; k % {RUN} && {before('new', 'from[k - 1]')}; k--) from[k] = from[k - 1];",
+            "        from[k] = new;",
+            "    }",
+            f"    for (int64_t width = {RUN}; width < {n}; width *= 2) {{",
             f"        for (int64_t start = 0; start < {n}; start += 2 * width) {{",
             f"            const int64_t middle = start + width < {n} ? start + width : {n};",
             f"            const int64_t end = middle + width < {n} ? middle + width : {n};",
-            "            for (int64_t k = start, i = start, j = middle; k < end; k++) {",
-            "                int left = i < middle;",
-            "                if (left && j < end) {",
-            f"                    const {t} u = {key.format('from[i]')}, v = {key.format('from[j]')};",
-            "                    left = !(v < u || (u != u && v == v));",
-            "                }",
-            "                made[k] = left ? from[i++] : from[j++];",
-            "            }",
+            "            int64_t k = start, i = start, j = middle;",
+            "            while (i < middle && j < end)",
+            f"                made[k++] = {before('from[j]', 'from[i]')} ? from[j++] : from[i++];",
+            "            while (i < middle) made[k++] = from[i++];",
+            "            while (j < end) made[k++] = from[j++];",
             "        }",
-            "        int32_t *const last = from; from = made; made = last;",
+            "        Item *const last = from; from = made; made = last;",
             "    }",
-            f"    for (int64_t i = 0; i < {n}; i++) to[i * {tail}] = from[i];",
+            f"    for (int64_t i = 0; i < {n}; i++) to[i * {tail}] = from[i].at;",
             "}",
         ]
         return self._parallel([a, self.pointer(out)], body, f"{lead} * {tail}", f"{lead} * {n} * {tail} * 8")
