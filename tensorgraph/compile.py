@@ -231,6 +231,7 @@ class Compiled:
     def _within(self, budget: int, choices: list[remats.Choice], at: Callable[[remats.Choice], Any]) -> Any:
         """The first choice whose peak is within the budget, by halving: each needs no more memory than those before."""
         low, high, best = 0, len(choices) - 1, None
+        tried: list[tuple[Any, MemoryReport]] = []
         while low <= high:
             middle = (low + high) // 2 if best is not None or low else low
             found = at(choices[middle])
@@ -239,14 +240,16 @@ class Compiled:
             except SizeError as error:
                 text = f"{self.options.remat!r} is met for known sizes: {error.summary}"
                 raise SizeError(error.code, text, hint='compile(..., binding="B=8, T=128")') from None
+            tried.append((found, report))
             if report.peak <= budget:
                 best, high = found, middle - 1
             else:
                 low = middle + 1
         if best is None:
+            least, report = min(tried, key=lambda x: x[1].peak)
             raise BackendError(
                 "TG713",
-                f"{self.options.name} needs {memory.shown(report.peak)} even with {found[0]} computed again, "
+                f"{self.options.name} needs {memory.shown(report.peak)} even with {least[0]} computed again, "
                 f"and the budget is {memory.shown(budget)}",
                 notes=memory.rows(report.largest),
                 hint='smaller sizes, or a lower precision: graph.astype("bfloat16")',
@@ -303,8 +306,10 @@ class Compiled:
         return MemoryReport(plan.arena, given, returned, tables, scratch, largest[:5])
 
     def cost(self, binding: Any = None) -> Cost:
-        """What the compiled graph costs, after all passes: what is computed again counts under `recomputed`."""
-        return costs.cost(Graph(self.outputs, name=self.options.name, aliases=self.graph.aliases), binding)
+        """What the compiled graph costs, after all passes: what is computed again counts under `recomputed`. Numbers
+        where all sizes are known, with those it was compiled for."""
+        found = costs.cost(Graph(self.outputs, name=self.options.name, aliases=self.graph.aliases))
+        return found if binding is None else found.bind({**self.options.binding, **dims.binding(binding)})
 
     def remat(self, binding: Any = None) -> RematReport:
         """What computing values again saves and costs, for these sizes."""
@@ -610,6 +615,13 @@ class State(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.arrays)
+
+    def __deepcopy__(self, memo: Any) -> State:
+        return State({k: v.copy() for k, v in self.arrays.items()}, self.owner)
+
+    def __reduce__(self) -> Any:
+        hint = "save dict(state), or io.checkpoint; step.load(arrays) takes it up again"
+        raise StateError("TG605", "a state cannot be pickled: it belongs to its step", hint=hint)
 
     def __repr__(self) -> str:
         return (

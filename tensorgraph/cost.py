@@ -17,7 +17,7 @@ from .dims import binding as to_binding
 from .dtypes import DType
 from .errors import SizeError
 from .graph import Graph
-from .tensor import Loop, Tensor, _freeze, as_tensor, picks, topological
+from .tensor import PICK, Loop, Tensor, _freeze, as_tensor, picks, topological
 
 PRODUCTS = frozenset({"matmul"})  # styles whose FLOPs are counted as products
 OPTIMISERS = {"none": 0, "sgd": 0, "momentum": 1, "adam": 2, "adamw": 2}  # float32 arrays kept per trained parameter
@@ -246,7 +246,7 @@ def _flops(graph: Graph) -> tuple[Flops, Flops, Flops, set[str]]:
     sums = {name: (Tally(), Tally()) for name in ("forward", "backward", "recomputed")}
     again = _recomputed(graph)
     for node in graph.nodes:
-        if node.op.leaf:
+        if node.op.leaf or node.op is PICK or node.scope.kind == "update":
             continue
         total, products = work.of(node)
         names = ["backward" if node.scope.backward else "forward"] + (["recomputed"] if node in again else [])

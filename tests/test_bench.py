@@ -56,10 +56,11 @@ def test_time_is_put_where_it_is_spent(backend: str) -> None:
 def test_both_are_measured(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     found = bench_of(capsys, "mini-268", "--backend", "numpy", "-o", str(tmp_path / "p.svg"))
     (train, decode) = found["rows"]
-    assert train["what"] == "train" and decode["what"] == "decode" and found["machine"]["gemm_gflops"] == 100
-    assert train["gflops"] == pytest.approx(100 * train["share_of_gemm"]) and train["tokens_per_s"] > 0
+    assert train["what"] == "train" and decode["what"] == "decode" and train["unit"] == "tokens"
+    assert (train["gemm_gflops"], decode["read_gbs"]) == pytest.approx((100, 10))
+    assert train["gflops"] == pytest.approx(100 * train["share_of_gemm"]) and train["per_s"] > 0
     tokens = train["sizes"]["B"] * train["sizes"]["T"]
-    assert train["tokens_per_s"] * train["ms"] / 1e3 == pytest.approx(tokens)
+    assert train["per_s"] * train["ms"] / 1e3 == pytest.approx(tokens)
     assert decode["gbs"] == pytest.approx(10 * decode["share_of_read"]) and decode["weights"] == "float32"
     svg = (tmp_path / "p.svg").read_text(encoding="utf-8")
     assert "ms a step" in svg and "<svg" in svg
@@ -90,7 +91,7 @@ def test_a_share_is_of_the_limit_beside_it(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_weights_are_counted_as_they_are_read(capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = [f"-d{k}" for k in ("n=2", "d=64", "H=4", "f=128", "V=512", "P=64")]
+    sizes = [f"-d{k}" for k in ("n=2", "d=64", "H=4", "V=512", "P=64")]
     rows = {w: bench_of(capsys, "gpt2", *sizes, "--only", "decode", "--backend", "numpy", "--weights", w)["rows"][0]
             for w in ("float32", "bfloat16", "int8")}  # fmt: skip
     mb = {w: row["weights_mb"] for w, row in rows.items()}
@@ -110,6 +111,14 @@ def test_a_profile_colours_the_picture_of_the_model() -> None:
 SEES_ONLY = ("vit-b-16", "-dn=1", "-dd=8", "-dH=2", "-df=8")
 
 
+def test_sizes_that_a_model_does_not_have_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for only in ("train", "decode"):
+        assert main(["bench", "gpt2", "-dn=1", "-dd=8", "-dH=2", "-dV=16", "-dZ=3", "--only", only]) == 2
+        assert "TG014" in capsys.readouterr().err
+    assert main(["bench", "gpt2", "-dn=1", "--weights", "int8", "--only", "train"]) == 2
+    assert "TG954" in capsys.readouterr().err
+
+
 def test_what_does_not_generate_is_trained_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *SEES_ONLY, "--backend", "numpy", "--seconds", "0.05"]) == 0
     said = capsys.readouterr().out
@@ -121,7 +130,7 @@ def test_a_context_too_long_is_lowered_in_words(capsys: pytest.CaptureFixture[st
     small = ["-dn=1", "-dd=16", "-dH=2", "-dG=1", "-df=16", "-dV=64"]
     args = ["bench", str(tmp_path / "c.json"), *small, "--only", "decode", "--backend", "numpy", "--seconds", "0.05"]
     assert main(args) == 0
-    assert "after 32 of its 64 positions" in capsys.readouterr().out
+    assert "after 63 of its 64 positions" in capsys.readouterr().out
 
 
 def test_durations_and_sizes_are_never_zero() -> None:

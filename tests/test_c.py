@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -290,6 +291,22 @@ def test_sums_of_truths_are_truths():
     f = tg.compile(tg.segment_sum(x, ids, 3), backend="c")
     found = f(x=np.ones((256, 2), bool), ids=np.zeros(256, "i4"))
     assert found.tolist() == [[True] * 2, [False] * 2, [False] * 2]
+
+
+def test_a_cache_that_is_deleted_or_damaged_is_made_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("TENSORGRAPH_CACHE", str(tmp_path))
+    cpu.cache.cache_clear()
+    try:
+        source = "int f(void) { return 41; }"
+        assert cpu.load(source, cpu.flags(False)).f() == 41
+        (built,) = (tmp_path / "c").glob("*.so")
+        built.unlink()
+        built.write_bytes(b"junk")
+        assert cpu.load(source, cpu.flags(False)).f() == 41
+        shutil.rmtree(tmp_path)
+        assert cpu.load(source + " ", cpu.flags(False)).f() == 41
+    finally:
+        cpu.cache.cache_clear()
 
 
 def test_flags_of_the_environment_come_last(monkeypatch):

@@ -234,7 +234,7 @@ class Lowered(cpacked.PackedProducts, cindex.Indexing, plain.Lowered):
         bare = re.sub(r"/\*.*?\*/", "", self.c_source, flags=re.DOTALL)  # one build, wherever the model's lines stand
         with ThreadPoolExecutor(1) as beside:  # two compilers at once, where the runtime is not built either
             runtime = beside.submit(cpu.library)
-            library = ctypes.CDLL(cpu.build(bare, cpu.flags(self.strict)))
+            library = cpu.load(bare, cpu.flags(self.strict))
             runtime.result()
         for i in range(len(self.segments)):
             call = library[f"segment{i}"]

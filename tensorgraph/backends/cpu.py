@@ -23,6 +23,7 @@ import numpy as np
 
 from ..errors import BackendError
 
+log = logging.getLogger("tensorgraph")
 BLAS_NAMES = [  # product, threads, whether its integers have 64 bits
     ("scipy_cblas_{}gemm64_", "scipy_openblas_{}_num_threads64_", True),
     ("cblas_{}gemm64_", "openblas_{}_num_threads64_", True),
@@ -42,10 +43,13 @@ def compiler() -> tuple[str, ...] | None:
     """The C compiler as a command: $CC, cc, gcc, clang, or that of the package `ziglang`; None if there is none."""
     if os.name != "posix":
         return None
-    for name, *words in filter(None, (shlex.split(os.environ.get("CC", "")), ["cc"], ["gcc"], ["clang"])):
+    given = shlex.split(os.environ.get("CC", ""))
+    for name, *words in filter(None, (given, ["cc"], ["gcc"], ["clang"])):
         found = shutil.which(name)
         if found:
             return (found, *words)
+        if name in given:
+            log.warning("$CC names %s, which is not found: another compiler is looked for", name)
     return (sys.executable, "-m", "ziglang", "cc") if importlib.util.find_spec("ziglang") else None
 
 
@@ -55,8 +59,9 @@ def offered() -> bool:
     try:
         library()
     except (BackendError, OSError) as error:
-        why = "no C compiler was found" if compiler() is None else f"the C compiler does not work ({str(error)[:200]})"
-        logging.getLogger("tensorgraph").warning('%s: backend="auto" runs on NumPy', why.partition("\n")[0])
+        said = str(error).partition("\n")[0][:200]
+        why = "no C compiler was found" if compiler() is None else f"the C compiler does not work ({said})"
+        log.warning('%s: backend="auto" runs on NumPy', why)
         return False
     return True
 
@@ -139,13 +144,14 @@ def build(source: str, options: list[str]) -> str:
     path = cache() / f"{key}.so"
     if path.exists():
         return str(path)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # it may have been deleted since
     with tempfile.TemporaryDirectory(dir=cache()) as folder:
         text, made = Path(folder, "unit.c"), Path(folder, "unit.so")
         text.write_text(source, encoding="utf-8")
         ran = subprocess.run(
             [*cc, *options, str(text), "-o", str(made), "-lm", "-lpthread"], capture_output=True, text=True, check=False
         )
-        if ran.returncode:
+        if ran.returncode or not made.exists():
             raise BackendError(
                 "TG705",
                 "the C compiler failed on generated code",
@@ -154,6 +160,16 @@ def build(source: str, options: list[str]) -> str:
             )
         os.replace(made, path)
     return str(path)
+
+
+def load(source: str, options: list[str]) -> ctypes.CDLL:
+    """The library of a source, loaded; built anew if what the cache has is damaged. Raises as `build`."""
+    path = build(source, options)
+    try:
+        return ctypes.CDLL(path)
+    except OSError:
+        Path(path).unlink(missing_ok=True)
+        return ctypes.CDLL(build(source, options))
 
 
 @functools.cache
@@ -195,7 +211,7 @@ def library() -> Any:
     source = text("runtime.c")
     for part in "runtime.h", "matvec.c", "differences.c":
         source = source.replace(f'#include "{part}"\n', text(part))
-    made = ctypes.CDLL(build(source, flags(False)))
+    made = load(source, flags(False))
     found = blas()
     address = [ctypes.cast(f, ctypes.c_void_p) for f in found[:4]] if found else [ctypes.c_void_p()] * 4
     made.tg_init.argtypes = [*[ctypes.c_void_p] * 4, ctypes.c_int]

@@ -126,6 +126,7 @@ def train(target: Target, backend: str, seconds: float) -> tuple[dict[str, Any],
     Raises ModelError[TG951] for a model without a loss.
     """
     graph = _loss(target)
+    target.check_sizes(graph.symbols)
     binding = sizes(target, graph)
     step: Step = compile(graph, update=AdamW(3e-4), binding=binding, backend=backend)
     predicted = step.memory().peak / 1e6
@@ -144,7 +145,7 @@ def train(target: Target, backend: str, seconds: float) -> tuple[dict[str, Any],
     spent = statistics.median(times)
     cost = step.cost(binding)
     gflop = sum(int(f.products) for f in (cost.forward, cost.backward)) / 1e9
-    tokens = _tokens(batch)
+    count, unit = _amount(batch)
     arrays = {k: a for k, a in {**state.arrays, **batch}.items() if k in step.compiled.program.leaves}
     where = profile(step.compiled, arrays, binding)
     return {
@@ -154,8 +155,10 @@ def train(target: Target, backend: str, seconds: float) -> tuple[dict[str, Any],
         "ms": spent * 1e3,
         "ms_least": min(times) * 1e3,
         "first_s": first,
-        "tokens_per_s": tokens / spent,
+        "per_s": count / spent,
+        "unit": unit,
         "gflops": gflop / spent,
+        "gemm_gflops": 1 / (spent * statistics.median(shares)),
         "share_of_gemm": gflop * statistics.median(shares),
         "predicted_mb": predicted,
         "process_mb": size,
@@ -205,12 +208,12 @@ def random_inputs(graph: Graph, binding: Mapping[str, int]) -> dict[str, Any]:
     return out
 
 
-def _tokens(batch: Mapping[str, Any]) -> int:
-    """How many positions a batch has: those of its ids; without any, its first axis."""
+def _amount(batch: Mapping[str, Any]) -> tuple[int, str]:
+    """How much a batch holds: the positions of its ids; without any, the rows of its first axis."""
     whole = [a for a in batch.values() if a.dtype.kind == "i" and a.ndim == 2]
     if whole:
-        return int(whole[0].size)
-    return max((int(a.shape[0]) for a in batch.values() if a.ndim), default=1)
+        return int(whole[0].size), "tokens"
+    return max((int(a.shape[0]) for a in batch.values() if a.ndim), default=1), "rows"
 
 
 # ---------------------------------------------------------------------------------------------- decoding
@@ -227,13 +230,14 @@ def decode(target: Target, backend: str, weights: str | None, context: int, seco
 
     module: Any = target.module
     assert target.config is not None
+    target.check_sizes()
     if target.path is not None and target.path.suffix != ".json":
         net = from_pretrained(target.path, backend=backend, weights=weights)
     else:
         net = Net(module, target.config, backend=backend, weights=weights).init(0)
     plan: Any = net.model.plan
     longest = plan.longest or target.config.get("max_position_embeddings")
-    context = min(context, longest // 2) if longest is not None else context
+    context = min(context, longest - 1) if longest is not None else context
     ahead = AHEAD if longest is None else min(AHEAD, longest - context)
     session = Session(net, 1)
     begin = time.perf_counter()
@@ -265,6 +269,7 @@ def decode(target: Target, backend: str, weights: str | None, context: int, seco
         "tokens_per_s": 1 / spent,
         "weights_mb": read / 1e6,
         "gbs": read / spent / 1e9,
+        "read_gbs": 1 / (spent * statistics.median(shares)),
         "share_of_read": read / 1e9 * statistics.median(shares),
         "process_mb": size,
     }
@@ -289,19 +294,18 @@ def duration(ms: float) -> str:
     return f"{ms:,.2f} ms" if ms >= 0.1 else f"{ms * 1e3:,.1f} µs"
 
 
-def show(console: Console, rows: list[dict[str, Any]], machine: Mapping[str, float], context: int) -> None:
+def show(console: Console, rows: list[dict[str, Any]], context: int) -> None:
     """What was measured, for people; `context` as it was asked for."""
     from .tables import plain
 
-    said = f"{machine['gemm_gflops']:,.0f} GFLOP/s of products, {machine['read_gbs']:,.1f} GB/s of reading"
-    console.print(f"this machine at its best: {said}", soft_wrap=True)
     for row in rows:
         if row["what"] == "train":
             at = ", ".join(f"{k}={v}" for k, v in row["sizes"].items())
             console.print(
-                f"\ntrain ({row['backend']}; {at}): {duration(row['ms'])} a step, {row['tokens_per_s']:,.0f} tokens/s, "
-                f"{row['gflops']:,.1f} GFLOP/s = {row['share_of_gemm']:.0%} of the limit; predicted peak "
-                f"{shown(round(row['predicted_mb'] * 1e6))}; first step {row['first_s']:.1f} s",
+                f"\ntrain ({row['backend']}; {at}): {duration(row['ms'])} a step, {row['per_s']:,.0f} {row['unit']}/s, "
+                f"{row['gflops']:,.1f} GFLOP/s = {row['share_of_gemm']:.0%} of the {row['gemm_gflops']:,.0f} that "
+                f"NumPy's product reaches beside it; predicted peak {shown(round(row['predicted_mb'] * 1e6))}; "
+                f"first step {row['first_s']:.1f} s",
                 soft_wrap=True,
                 markup=False,
             )
@@ -316,7 +320,8 @@ def show(console: Console, rows: list[dict[str, Any]], machine: Mapping[str, flo
             console.print(
                 f"\ndecode ({row['backend']}; {row['weights']} weights, after {row['context']}{fewer}): "
                 f"{duration(row['ms_per_token'])} a token, {row['tokens_per_s']:,.0f} tokens/s, "
-                f"{row['gbs']:,.1f} GB/s of weights = {row['share_of_read']:.0%} of the limit",
+                f"{row['gbs']:,.1f} GB/s of weights = {row['share_of_read']:.0%} of the {row['read_gbs']:,.1f} at "
+                "which memory is read beside it",
                 soft_wrap=True,
                 markup=False,
             )
@@ -364,6 +369,8 @@ def run(
         modes = ("train",)
         if console is not None:
             console.print(f"{target.name} does not generate text: training alone is measured", markup=False)
+    if weights is not None and "decode" not in modes:
+        raise ModelError("TG954", f"--weights {weights} is for decoding, which is not measured")
     if out and "train" not in modes:
         raise ModelError("TG954", "the picture of -o shows a training step, which --only decode leaves out")
     for path in out:
@@ -375,16 +382,15 @@ def run(
         rows.append(row)
     if "decode" in modes:
         rows.append(decode(target, backend, weights, context, seconds))
-    machine = limits()
     if console is not None:
-        show(console, rows, machine, context)
+        show(console, rows, context)
     for path in out:
         graph = target.trace()
         picture = draw(graph, values=where.values(graph), values_label="ms a step", binding=target.binding)
         picture.save(path)
         if console is not None:
             console.print(f"wrote {path}", soft_wrap=True, markup=False)
-    return {"model": target.name, "machine": dict(machine), "rows": rows}
+    return {"model": target.name, "rows": rows}
 
 
 __all__ = ["decode", "limits", "run", "train"]

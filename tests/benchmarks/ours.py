@@ -109,6 +109,9 @@ def others() -> float:
     return (sum(used) - used[3] - used[4]) / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
+BACKENDS = ["auto", "c", "numpy"]
+
+
 class Measured(NamedTuple):
     """Of quiet windows: (median, least) seconds of a call; the share of a core that others used meanwhile; and
     1 / (seconds of a call x the machine's limit beside it): with the work of a call, its share of the limit."""
@@ -323,7 +326,11 @@ def main(words: list[str]) -> None:
         limits()
     elif len(words) >= 2 and (words[1] in known.get(words[0], ()) or (words[:1] == ["decode"] and ":" in words[1])):
         commands: dict[str, Callable[..., None]] = {"train": train, "decode": decode, "gradcheck": gradcheck}
-        commands[words[0]](*words[1:4])
+        further = {"train": ["", "strict"], "decode": ["float32", "bfloat16", "int8"], "gradcheck": []}[words[0]]
+        fit = all(w in ok for w, ok in zip(words[2:], (BACKENDS, further), strict=False))
+        if len(words) > 4 or not fit:
+            sys.exit(f"not understood: {' '.join(words[2:])}\n\n{__doc__}")
+        commands[words[0]](*words[1:])
     else:
         sys.exit(__doc__)
 

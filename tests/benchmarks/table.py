@@ -257,6 +257,14 @@ def main() -> None:
     parser.add_argument("--print", type=Path, dest="shown", help="only print the table of these results")
     parser.add_argument("--write", action="store_true", help="put the table into the README")
     options = parser.parse_args()
+    if options.peers is not None and not options.peers.is_dir():
+        parser.error(f"--peers: there is no folder {options.peers}")
+    if options.shown is not None and not options.shown.is_file():
+        parser.error(f"--print: there is no file {options.shown}")
+    if options.rounds < 1:
+        parser.error("--rounds is 1 or more")
+    if not any(word in run.row for run in runs(options.gguf) for word in options.only):
+        parser.error(f"--only: no row has {' or '.join(options.only)} in its name")
     path = options.shown or options.out
     results = (
         json.loads(path.read_text(encoding="utf-8")) if options.shown or (options.resume and path.exists()) else []
