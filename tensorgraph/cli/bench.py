@@ -71,17 +71,17 @@ def limits() -> dict[str, float]:
 def windows(call: Callable[[], Any], limit: Callable[[], float] | None) -> Iterator[tuple[list[float], float]]:
     """Without end: times of a tenth of a second of calls, then the limit's speed at that moment (nan without one).
 
-    A machine's speed drifts, its memory's most of all, by what its neighbours do.
+    A machine's speed drifts, its memory's most of all, by what its neighbours do. Each side has a call to warm up: what
+    the other left in the caches is not its own.
     """
     while True:
-        times = timed(call, 0.1, warm=False)
+        times = timed(call, 0.1)
         yield times, math.nan if limit is None else limit()
         time.sleep(0 if limit is None else REST)
 
 
 def beside(call: Callable[[], Any], limit: Callable[[], float], seconds: float) -> tuple[list[float], list[float]]:
     """Times of calls, in seconds; and what part of the limit's speed a unit of work in a call's time is, by windows."""
-    call()
     times: list[float] = []
     shares: list[float] = []
     start = time.perf_counter()
@@ -93,9 +93,8 @@ def beside(call: Callable[[], Any], limit: Callable[[], float], seconds: float) 
     return times, shares
 
 
-def timed(call: Callable[[], Any], seconds: float, warm: bool = True) -> list[float]:
-    if warm:
-        call()
+def timed(call: Callable[[], Any], seconds: float) -> list[float]:
+    call()
     times: list[float] = []
     start = time.perf_counter()
     while not times or time.perf_counter() - start < seconds:
