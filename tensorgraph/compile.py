@@ -306,8 +306,10 @@ class Compiled:
         return MemoryReport(plan.arena, given, returned, tables, scratch, largest[:5])
 
     def cost(self, binding: Any = None) -> Cost:
-        """What the compiled graph costs, after all passes: what is computed again counts under `recomputed`. Numbers
-        where all sizes are known, with those it was compiled for."""
+        """What the compiled graph costs, after all passes: what is computed again counts under `recomputed`.
+
+        Formulas; with a `binding` numbers, the sizes it was compiled for among them. An update's FLOPs are not counted.
+        """
         found = costs.cost(Graph(self.outputs, name=self.options.name, aliases=self.graph.aliases))
         return found if binding is None else found.bind({**self.options.binding, **dims.binding(binding)})
 

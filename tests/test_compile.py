@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 import threading
 
@@ -540,3 +542,33 @@ def test_a_computed_index_out_of_range_is_told_and_the_state_is_nobodys(backend)
     with pytest.raises(TensorgraphError, match=r"TG50[1-3]"):
         step(state, ids=np.array([0, 1], "i4"))  # nothing was done: the state is as it was
     step(state, ids=np.array([0, 1, 3], "i4"))
+
+
+def test_a_copy_of_a_state_is_another_state():
+    w = tg.param("w", (3,))
+    step = tg.compile(tg.square(w).sum(), update=tg.optim.SGD(0.1), backend="numpy")
+    state = step.init({"w": np.ones(3, "f4")})
+    kept = copy.deepcopy(state)
+    _, state = step(state)
+    assert kept["params/w"].tolist() == [1, 1, 1] and state["params/w"][0] < 1
+    _, again = step(kept)
+    assert again["params/w"].tolist() == state["params/w"].tolist()
+    with pytest.raises(TensorgraphError, match="TG605"):
+        pickle.dumps(state)
+
+
+def test_an_interrupted_step_leaves_no_state_that_looks_whole(monkeypatch):
+    """Ctrl-C between two updates: one parameter is of the next step, the other of this one."""
+    a, b = tg.param("a", (3,)), tg.param("b", (4, 3))
+    step = tg.compile(tg.square(b @ a).sum(), update=tg.optim.SGD(0.1), backend="numpy")
+    state = step.init(0)
+    _, state = step(state)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(state.repeat.lowered, "body", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        step(state)
+    with pytest.raises(TensorgraphError, match=r"TG601.*halfway"):
+        step(state)
