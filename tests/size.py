@@ -55,7 +55,7 @@ def room_of(path: Path) -> str:
     part = Path(rest[0]).stem
     if part == "backends":
         inner = Path(rest[1]).stem
-        return "backends" if inner == "__init__" else f"backends/{inner}"
+        return "backends" if inner == "__init__" else "backends/c" if inner.startswith("c") else f"backends/{inner}"
     return part if part in ("passes", "io", "cli") else "core"
 
 

@@ -31,7 +31,7 @@ class Products(Kernels):
             return self._small(a, b, out, kind, p.shape, p.strides)
         columns = ["{" + ", ".join(self.size(row[i]) for row in p.batches) + "}" for i in range(4)]
         sizes = [self.size(d) for d in (*p.shape, *p.strides, p.shape[1])]
-        fields = ", ".join([str(int(kind.size == 8)), "TG_FIXED", *sizes[:3], *columns, *sizes[3:], a, b, out])
+        fields = self._fields(kind, sizes, columns, a, b, out)
         if step.tile is None:
             return [f"{{ const Gemm g = {{{fields}}}; c->rt->gemm(c, &g); }}"]
         sums, local = int(step in step.tile.sums), step.tile.local
@@ -68,7 +68,7 @@ class Products(Kernels):
         kind, n, (d, f) = c_type(out.dtype), self.size(x.shape[0]), (self.size(k) for k in w.shape[1:])
         (x0, x1), (w0, w1, w2) = (tuple(self.size(k) for k in at.strides) for at in (at_x, at_w))
         shape = ["to - from", f, d, x0, x1, w1, w2, f]
-        one_group = self._gemm(out, shape, f"x + from * {x0}", f"w_ + e * {w0}", f"y + from * {f}")
+        one_group = self._gemm(out.dtype, shape, f"x + from * {x0}", f"w_ + e * {w0}", f"y + from * {f}")
         rest = f"memset(y + from * {f}, 0, (size_t)(({n} - from) * {f}) * sizeof({kind}));"
         head = f"const {kind} *const x = a[0], *const w_ = a[1]; {kind} *const y = a[3];"
         return self._groups([a, b], sizes, out, n, head, f"if (to > from) {one_group}", rest)
@@ -81,16 +81,19 @@ class Products(Kernels):
         kind, n, (d, f) = c_type(out.dtype), self.size(x.shape[0]), (self.size(v.shape[1]) for v in (x, y))
         x0, x1, y0, y1 = (self.size(s) for s in (*at_x.strides, *at_y.strides))
         to, shape = f"z + e * {d} * {f}", [d, f, "to - from", x1, x0, y0, y1, f]
-        one_group = self._gemm(out, shape, f"x + from * {x0}", f"y + from * {y0}", to)
+        one_group = self._gemm(out.dtype, shape, f"x + from * {x0}", f"y + from * {y0}", to)
         body = f"if (to > from) {one_group} else memset({to}, 0, (size_t)({d} * {f}) * sizeof({kind}));"
         head = f"const {kind} *const x = a[0], *const y = a[1]; {kind} *const z = a[3];"
         return self._groups([a, b], sizes, out, n, head, body, "")
 
-    def _gemm(self, out: Value, shape: list[str], x: str, y: str, z: str) -> str:
-        """A product of two matrices: m, n, k, strides of both along rows and columns, that of the result's rows."""
-        wide = str(int(out.dtype.size == 8))
-        fields = ", ".join([wide, "TG_FIXED", *shape[:3], "{1, 1, 1}", "{0}", "{0}", "{0}", *shape[3:], x, y, z])
+    def _gemm(self, kind: DType, sizes: list[str], x: str, y: str, z: str) -> str:
+        """One product of two matrices."""
+        fields = self._fields(kind, sizes, ["{1, 1, 1}", "{0}", "{0}", "{0}"], x, y, z)
         return f"{{ const Gemm g = {{{fields}}}; c->rt->gemm(c, &g); }}"
+
+    def _fields(self, kind: DType, sizes: list[str], batches: list[str], x: str, y: str, z: str) -> str:
+        """Of a Gemm. `sizes`: m, n, k, strides of both along rows and columns, that of the result's rows."""
+        return ", ".join([str(int(kind.size == 8)), "TG_FIXED", *sizes[:3], *batches, *sizes[3:], x, y, z])
 
     def _groups(
         self, factors: list[str], sizes: Value, out: Value, rows: str, head: str, body: str, rest: str

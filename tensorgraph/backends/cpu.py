@@ -48,7 +48,7 @@ def compiler() -> tuple[str, ...] | None:
         found = shutil.which(name)
         if found:
             return (found, *words)
-        if name in given:
+        if [name, *words] == given:
             log.warning("$CC names %s, which is not found: another compiler is looked for", name)
     return (sys.executable, "-m", "ziglang", "cc") if importlib.util.find_spec("ziglang") else None
 
