@@ -407,7 +407,7 @@ class Compiled:
         if self.options.backend == "cupy":
             return self._run_cupy(P, binding)
         try:
-            results = bound.run(self.lowered, P)
+            results = bound.run(P)
         except BaseException as error:
             error.__dict__["halfway"] = True  # what is overwritten may be so in part
             raise
@@ -443,7 +443,7 @@ class Compiled:
             for n in ranged
             for low, high, ignored, _ in self.graph.data_ranges[n]
         ]
-        return bound.repeat(self._lowered, P, given, ranges)
+        return bound.repeat(P, given, ranges)
 
     def _run_cupy(self, P: dict[str, Any], binding: dict[str, int]) -> dict[str, Any]:
         try:

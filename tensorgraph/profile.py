@@ -57,10 +57,10 @@ def profile(f: Compiled, arrays: Mapping[str, Any], binding: Mapping[str, int], 
     else:
         lowered = numpy_backend.Lowered(f.program, f.options.name, timed=True)
     bound, given = lowered.bind(binding), dict(arrays)
-    bound.run(lowered, given)
+    bound.run(given)
     before, start = list(lowered.times), time.perf_counter()
     for _ in range(runs):
-        bound.run(lowered, given)
+        bound.run(given)
     wall = (time.perf_counter() - start) / runs
     spent = [(b - a) / runs for a, b in zip(before, lowered.times, strict=True)]
     return Profile(list(_shared(f, spent)), wall)

@@ -293,6 +293,16 @@ def test_sums_of_truths_are_truths():
     assert found.tolist() == [[True] * 2, [False] * 2, [False] * 2]
 
 
+def test_a_step_after_a_sum_of_segments_in_numpy_comes_after_it():
+    x, ids = tg.input("x", (4, 3), "float16"), tg.input("ids", (4,), "int32")
+    y = tg.segment_sum(x, ids, 5).astype("float32")
+    f = tg.compile(tg.sum(tg.tanh(y) * 2.0), backend="c")
+    want = 2 * 3 * np.tanh([1.0, 2.0, 0.0, 1.0, 0.0]).sum()
+    for _ in range(2):  # the second call has nothing left over from the first
+        found = f(x=np.ones((4, 3), "f2"), ids=np.array([0, 1, 1, 3], "i4"))
+        np.testing.assert_allclose(found, want, rtol=1e-6)
+
+
 def test_a_cache_that_is_deleted_or_damaged_is_made_again(monkeypatch, tmp_path):
     monkeypatch.setenv("TENSORGRAPH_CACHE", str(tmp_path))
     cpu.cache.cache_clear()

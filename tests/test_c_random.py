@@ -219,9 +219,9 @@ def disagreement(seed: int, dtype: str, strict: bool = False, make: Any = progra
         given = {t.label: np.array(a) for t, a in p.values.items() if t.label in f.program.leaves}
         if turn:
             for bound, *_ in f._bound.values():
-                bound.arena.fill(255)  # nan: nothing may be read before it is written
-                bound.scratch.fill(255)
-                bound.call.threads = min(threads, bound.threads)
+                bound.frame.arena.fill(255)  # nan: nothing may be read before it is written
+                bound.frame.scratch.fill(255)
+                bound.frame.call.threads = min(threads, cpu.threads())
         got = f(**given)
         for name, y in p.outputs.items():
             want, have = every[y], np.asarray(got[name])

@@ -6,6 +6,7 @@ import copy
 import pickle
 import re
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ import tensorgraph as tg
 from tensorgraph.backends import cpu
 from tensorgraph.errors import TensorgraphError
 from tensorgraph.passes import memory
+
+WITH_C = pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler")
 
 B, T, d, V = tg.dims("B T d V")
 
@@ -506,6 +509,27 @@ def test_what_updates_is_an_optimiser():
     assert e.value.report() == (
         "GraphError[TG314] update must be an optimiser, not float\n  hint: update=tg.optim.AdamW(lr=3e-4)"
     )
+
+
+def times(factor: float, name: str) -> Any:
+    """An op of its own with this name, which multiplies."""
+
+    def body(x: tg.Tensor) -> tg.Tensor: ...
+
+    body.__name__ = name
+    made = tg.op(body, shape="B -> B")
+    made.forward(lambda xp, x: x * np.float32(factor))
+    return made
+
+
+@pytest.mark.parametrize("backend", ["numpy", pytest.param("c", marks=WITH_C)])
+def test_ops_of_one_name_are_two_ops(backend):
+    x = tg.input("x", (2,))
+    made = {f"{name} {factor}": times(factor, name)(x) for name in ("act", "tanh", "matmul") for factor in (2.0, 3.0)}
+    found = tg.compile({**made, "own": tg.tanh(x)}, backend=backend)(x=np.ones(2, "f4"))
+    for key in made:
+        np.testing.assert_array_equal(found[key], float(key[-3:]), err_msg=key)
+    np.testing.assert_allclose(found["own"], np.tanh(1.0), rtol=1e-6)
 
 
 def test_an_op_that_nobody_defined():

@@ -10,13 +10,13 @@ import ctypes
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from .. import dims
 from ..dims import Dim
-from ..errors import DataError
 from ..passes.fuse import BLOCKS, Step
 from ..passes.memory import Plan, plan
 from ..passes.program import Buffer, Program, Tile, Value
@@ -26,6 +26,7 @@ from . import numpy as plain
 from .cgen import MAPS, c_type
 from .ckernels import OPEN
 from .cproducts import tileable
+from .native import Frame, Image, Native, out_of_range, segment
 
 SPECIAL = cproducts.SPECIAL | cindex.SPECIAL | cpacked.SPECIAL
 GRAIN = 1 << 15  # element operations worth handing to another thread
@@ -123,8 +124,11 @@ class Lowered(cpacked.PackedProducts, cindex.Indexing, plain.Lowered):
             self.slots[v] = len(self.slots)
         super().__init__(program, name, timed)
 
-    def bind(self, binding: Mapping[str, int]) -> Bound:
-        return Bound(self, binding, plan(self.program, binding))
+    def bind(self, binding: Mapping[str, int]) -> Bound | Native:  # type: ignore[override]
+        bound = Bound(self, binding, plan(self.program, binding))
+        if not self.native:
+            return bound
+        return Native(bound.image, self.segment, set(self.program.donated.values()), bound.frame)
 
     # -- sizes and pointers
     def size(self, d: Dim | Block) -> str:
@@ -147,13 +151,15 @@ class Lowered(cpacked.PackedProducts, cindex.Indexing, plain.Lowered):
         steps = cast("list[Step]", self.program.kernels)
         needed: set[Value] = set()
         lines: list[str] = []
+        inside = False  # a stretch of C
         for number, step in enumerate(steps):
             around = self._blocks(step.tile) if step.tile is not self.tile else []
             text = self._region(step) if step.region else self.special(step)
             if text is not None:
-                if not lines or not lines[-1].startswith("F.segment"):
-                    lines.append(f"F.segment{len(self.segments)}(v.call)")
+                if not inside:
+                    lines.append(f"F.unit{len(self.segments)}(v.call)")
                     self.segments.append([])
+                    inside = True
                 self.segments[-1] += around
                 self.segments[-1].append(f"    /* {self._note(step.outputs[-1], step).replace('*/', '')} */")
                 clocked = [f"{{ {CLOCK}", *text, f"{SPENT[0]}{number}{SPENT[1]}"] if self.timed else text
@@ -162,6 +168,7 @@ class Lowered(cpacked.PackedProducts, cindex.Indexing, plain.Lowered):
             assert step.tile is None, "a tile has a step that is no C"
             if around:  # the end of a tile
                 self.segments[-1] += around
+            inside = False
             piece = step.pieces[0]
             needed.update([*piece.inputs, *piece.outputs])
             call = plain.Kernel(piece.kernel.node, piece.inputs, piece.outputs, "op", step.alias)
@@ -184,13 +191,11 @@ class Lowered(cpacked.PackedProducts, cindex.Indexing, plain.Lowered):
             elif v in needed and v.kind == "view" and v.root.kind != "leaf":
                 self.views_lines.append(f"v.t{v.index} = {self._seen(v)}  # {self._note(v)}")
         self.step_lines = lines
-        results = [
-            f"{self._ref(v)}.copy()" if v.shape else f"{self._ref(v)}[()]"
-            for n, v in p.outputs.items()
-            if n not in p.donated
-        ]
+        self.results = [v for n, v in p.outputs.items() if n not in p.donated]
+        results = [f"{self._ref(v)}.copy()" if v.shape else f"{self._ref(v)}[()]" for v in self.results]
         self.step_lines.append(f"return ({', '.join(results)}{',' if len(results) == 1 else ''})")
-        self.native = len(lines) == 2 and lines[0].startswith("F.segment")  # one call into C, and the results
+        one = len(lines) == 2 and inside
+        self.native = one and all(v.root.kind == "arena" for v in self.results)  # one call into C, and its results
         self._compile()
 
     def _blocks(self, tile: Tile | None) -> list[str]:
@@ -212,7 +217,7 @@ class Lowered(cpacked.PackedProducts, cindex.Indexing, plain.Lowered):
         ]
 
     def _compile(self) -> None:
-        self.c_source = ""
+        self.c_source = self.unit = ""
         self._clocks: Any = None
         if not self.segments:
             return
@@ -236,11 +241,10 @@ class Lowered(cpacked.PackedProducts, cindex.Indexing, plain.Lowered):
             runtime = beside.submit(cpu.library)
             library = cpu.load(bare, cpu.flags(self.strict))
             runtime.result()
-        for i in range(len(self.segments)):
-            call = library[f"segment{i}"]
-            call.argtypes = [ctypes.c_void_p]
-            self._records[f"segment{i}"] = _checked(call)
-        self.segment = library["segment0"]
+        self.unit = Path(library._name).name
+        calls = [segment(library, i) for i in range(len(self.segments))]
+        self.segment = calls[0]
+        self._records.update({f"unit{i}": _checked(call) for i, call in enumerate(calls)})
         self._clocks = (ctypes.c_double * len(self.spent)).in_dll(library, "tg_spent") if self.timed else None
 
     @property
@@ -375,146 +379,65 @@ class Lowered(cpacked.PackedProducts, cindex.Indexing, plain.Lowered):
 
 
 def _checked(call: Any) -> Callable[[Any], None]:
-    def segment(address: Any) -> None:
+    def checked(address: Any) -> None:
         if call(address):
-            raise _out_of_range()
+            raise out_of_range()
 
-    return segment
-
-
-def _out_of_range() -> DataError:
-    return DataError("TG505", "an index computed by the graph lies outside its axis", hint='backend="numpy" says which')
-
-
-class Call(ctypes.Structure):
-    """What a segment is given: pointers, sizes, the runtime, scratch for every thread; `bad` if an index was."""
-
-    _fields_ = [(n, ctypes.c_void_p) for n in ("p", "s", "rt", "w")] + [
-        (n, ctypes.c_int64) for n in ("room", "threads", "bad")
-    ]
+    return checked
 
 
 class Bound(plain.Bound):
-    """A lowered program for one binding: arena, tables, and the tables of pointers and sizes that C reads."""
+    """A lowered program for one binding: arena, arrays, and the tables that C reads."""
+
+    lowered: Lowered
 
     def __init__(self, lowered: Lowered, binding: Mapping[str, int], memory: Plan) -> None:
         super().__init__(lowered, binding, memory)
-        start = self.arena.ctypes.data + -self.arena.ctypes.data % 64
-        self.pointers = np.zeros(max(1, len(lowered.slots)), np.uint64)
-        self.kept: list[Any] = []
-        for v, i in lowered.slots.items():
+        placed: list[tuple[int, int]] = []
+        tables: list[tuple[int, Any]] = []
+        for v, slot in lowered.slots.items():
             if not isinstance(v, Value):
-                self.pointers[i] = start + memory.offsets[v.index]
+                placed.append((slot, memory.offsets[v.index]))
             elif v.kind == "arena":
                 assert v.buffer is not None
-                self.pointers[i] = start + memory.offsets[v.buffer.index]
+                placed.append((slot, memory.offsets[v.buffer.index]))
             elif v.kind != "leaf":
-                table = np.ascontiguousarray(getattr(self.v, f"t{v.index}"))
-                self.kept.append(table)
-                self.pointers[i] = table.ctypes.data
+                tables.append((slot, np.ascontiguousarray(getattr(self.v, f"t{v.index}"))))
         sizes = [
             d.tile.block(binding)[d.axis] if isinstance(d, Block) else dims.evaluate(d, binding)
             for d in lowered.c_sizes
         ]
-        self.sizes = np.array(sizes or [0], np.int64)
         need = max((dims.evaluate(d, binding) for d in lowered.scratch), default=0)
-        self.threads, room = cpu.threads(), -(-need // 64) * 64
-        self.scratch = np.empty(room * self.threads + 64, np.uint8)
-        w = self.scratch.ctypes.data + -self.scratch.ctypes.data % 64
-        runtime = cpu.runtime() if lowered.segments else None
-        self.call = Call(self.pointers.ctypes.data, self.sizes.ctypes.data, runtime, w, room, self.threads, 0)
-        self.v.call = ctypes.addressof(self.call)
+        self.image = Image(
+            lowered.unit,
+            list(lowered.program.leaves),
+            len(lowered.slots),
+            placed,
+            tables,
+            sizes,
+            memory.arena,
+            -(-need // 64) * 64,
+            [self._result(v) for v in lowered.results] if lowered.native else [],
+        )
+        self.frame = Frame(self.image, self.arena)
+        self.v.call = ctypes.addressof(self.frame.call)
 
-    def run(self, lowered: plain.Lowered, P: dict[str, Any]) -> tuple[Any, ...]:
-        """Results, for arrays by key. Arrays that are not contiguous are copied, and copied back if overwritten."""
-        back: list[tuple[str, Any]] = []
-        given = P
-        for i, key in enumerate(lowered.program.leaves):
-            array = P[key]
-            if not array.flags.c_contiguous:
-                given = dict(P) if given is P else given
-                given[key] = np.ascontiguousarray(array)
-                back.append((key, given[key]))
-            self.pointers[i] = given[key].__array_interface__["data"][0]
-        self.call.bad = 0
-        results = lowered.step(given, self.v)
-        owned = set(lowered.program.donated.values()) if back else set()
+    def _result(self, v: Value) -> tuple[int, tuple[int, ...], tuple[int, ...], str]:
+        a = getattr(self.v, f"t{v.index}")
+        start = self.arena.ctypes.data + -self.arena.ctypes.data % 64
+        return a.ctypes.data - start, a.shape, a.strides, v.dtype.name
+
+    def run(self, P: dict[str, Any]) -> tuple[Any, ...]:
+        given, back = self.frame.enter(self.image.leaves, P)
+        results = self.lowered.step(given, self.v)
+        owned = set(self.lowered.program.donated.values()) if back else set()
         for key, copy in back:
             if key in owned:
                 P[key][...] = copy
         return results
 
-    def repeat(self, lowered: Lowered, P: dict[str, Any], given: Mapping[str, Any], ranges: list[Any]) -> Repeat | None:
-        """The same call again, with the arrays `given` anew each time; None if Python has a part in it."""
-        leaves = lowered.program.leaves
-        results = [v for n, v in lowered.program.outputs.items() if n not in lowered.program.donated]
-        if not lowered.native or any(v.root.kind == "leaf" for v in results):
-            return None
-        if any(k not in leaves or type(a) is not np.ndarray or a.dtype != P[k].dtype for k, a in given.items()):
-            return None
-        if not all(P[k].flags.c_contiguous for k in leaves):
-            return None
-        return Repeat(lowered, self, P, given, ranges, [getattr(self.v, f"t{v.index}") for v in results])
+    def repeat(self, P: dict[str, Any], given: Mapping[str, Any], ranges: list[Any]) -> None:
+        """Python has a part in every call."""
 
 
-class Range(ctypes.Structure):
-    """An integer array and the range of its elements, for the runtime to check."""
-
-    _fields_ = [
-        ("p", ctypes.c_void_p),
-        *[(n, ctypes.c_int64) for n in ("n", "size", "low", "high", "ignores", "ignored")],
-    ]
-
-
-class Repeat:
-    """A program called again: all pointers are in place but those of the arrays given anew."""
-
-    def __init__(self, lowered: Lowered, bound: Bound, P: dict[str, Any], given: Mapping[str, Any], ranges: list[Any],
-                 results: list[Any]) -> None:  # fmt: skip
-        self.bound, self.results = bound, results
-        self.pointers = bound.pointers.copy()
-        self.held = {k: P[k] for k in lowered.program.leaves if k not in given}
-        self.call = Call.from_buffer_copy(bound.call)
-        self.call.p = self.pointers.ctypes.data
-        self.ranges = (Range * max(1, len(ranges)))()
-        checked: dict[str, list[Range]] = {}
-        for r, (key, low, high, ignored) in zip(self.ranges, ranges, strict=False):
-            a = P[key]
-            size = a.itemsize if a.dtype.kind == "i" else -1
-            r.p, r.n, r.size, r.low, r.high = a.ctypes.data, a.size, size, low, high
-            r.ignores, r.ignored = int(ignored is not None), ignored or 0
-            checked.setdefault(key, []).append(r)
-        slot = {k: i for i, k in enumerate(lowered.program.leaves)}
-        self.inputs = [[k, a, a.dtype, a.shape, slot[k], checked.pop(k, [])] for k, a in given.items()]
-        self.last = [self.call, lowered.segment, self.ranges]
-        self.step = cpu.library().tg_step
-        self.args = (
-            ctypes.addressof(self.call),
-            ctypes.cast(lowered.segment, ctypes.c_void_p).value,
-            ctypes.addressof(self.ranges),
-            len(ranges),
-        )
-
-    def __call__(self, given: Mapping[str, Any]) -> list[Any] | None:
-        """Results; None if the arrays given are not like those of the first call, or out of range: nothing was done."""
-        if len(given) != len(self.inputs):
-            return None
-        for entry in self.inputs:
-            key, last, dtype, shape, slot, ranges = entry
-            a = given.get(key)
-            if type(a) is not np.ndarray or a.dtype != dtype or a.shape != shape or not a.flags.c_contiguous:
-                return None
-            if a is not last:
-                entry[1] = a
-                at = self.pointers[slot] = a.ctypes.data
-                for r in ranges:
-                    r.p = at
-        bad = self.step(*self.args)
-        if bad:
-            if bad == 2:
-                return None
-            raise _out_of_range()
-        return [a.copy() if a.shape else a[()] for a in self.results]
-
-
-__all__ = ["MAPS", "SPECIAL", "Bound", "Lowered", "Repeat", "keep", "tileable"]
+__all__ = ["MAPS", "SPECIAL", "Bound", "Lowered", "keep", "tileable"]

@@ -219,7 +219,9 @@ class Lowered:
             return f"np.copyto({outs[0]}, {args[0]}, casting='unsafe')"
         if op.forward_fn is None:
             raise interpret.no_forward(op)
-        self._records[op.name] = op.forward_fn
+        name = op.name
+        while self._records.setdefault(name, op.forward_fn) is not op.forward_fn:  # another op of this name
+            name += "_"
         full = [a if a is not None else "None" for a in node.args(args)]
         for r in op.ranges(*node.args(), **node.kwargs) if op.ranges else ():
             root = node.args(k.inputs)[r.input].root
@@ -229,10 +231,10 @@ class Lowered:
         attrs = [f"{n}={self._attr(a)}" for n, a in node.kwargs.items()]
         call = ", ".join(["np", *full, *attrs])
         if op.forward_out and not half:
-            return f"F.{op.name}({call}, out={outs[0] if not op.outputs else '(' + ', '.join(outs) + ',)'})"
+            return f"F.{name}({call}, out={outs[0] if not op.outputs else '(' + ', '.join(outs) + ',)'})"
         if op.outputs:
-            return f"{', '.join(o + '[...]' for o in outs)} = F.{op.name}({call})"
-        return f"{outs[0]}[...] = F.{op.name}({call})"
+            return f"{', '.join(o + '[...]' for o in outs)} = F.{name}({call})"
+        return f"{outs[0]}[...] = F.{name}({call})"
 
     def _note(self, v: Value, k: Kernel | None = None) -> str:
         t = v.node if k is None else k.node
@@ -308,7 +310,7 @@ class Bound:
 
     def __init__(self, lowered: Lowered, binding: Mapping[str, int], memory: Plan) -> None:
         program = lowered.program
-        self.memory = memory
+        self.lowered, self.memory = lowered, memory
         self.arena = np.empty(memory.arena + 64, np.uint8)
         start = -self.arena.ctypes.data % 64
         stretches = []
@@ -322,9 +324,9 @@ class Bound:
         self.tables = sum(int(a.nbytes) for a in (getattr(self.v, f"t{v.index}") for v in tables))
         lowered.views([dims.evaluate(d, binding) for d in lowered.sizes], stretches, self.v)
 
-    def run(self, lowered: Lowered, P: dict[str, Any]) -> tuple[Any, ...]:
+    def run(self, P: dict[str, Any]) -> tuple[Any, ...]:
         """Results, for arrays by key."""
-        joined = lowered.program.joined
+        lowered, joined = self.lowered, self.lowered.program.joined
         if not joined:
             return lowered.step(P, self.v)
         whole = {key: join([P[k] for k in keys]) for key, keys in joined.items()}
@@ -335,8 +337,9 @@ class Bound:
                     P[k][...] = part
         return results
 
-    def repeat(self, lowered: Any, P: dict[str, Any], given: Mapping[str, Any], ranges: list[Any]) -> Any:
+    def repeat(self, P: dict[str, Any], given: Mapping[str, Any], ranges: list[Any]) -> Any:
         """The same call again, with the arrays `given` anew each time; None if they have to be made fit."""
+        lowered = self.lowered
         leaves = lowered.program.leaves
         if any(k not in leaves or type(a) is not np.ndarray or a.dtype != P[k].dtype for k, a in given.items()):
             return None

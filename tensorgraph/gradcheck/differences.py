@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..autodiff import grad
-from ..backends import c as c_backend
 from ..backends import cpu
+from ..backends.native import Native, out_of_range
 from ..compile import Compiled, compile
 from ..errors import GradError
 from ..graph import Graph
@@ -67,26 +67,22 @@ class Differences:
 
     def _native(self, given: dict[str, Any], step: float) -> dict[str, Any] | None:
         """All in one call of C for each array, where the program is one."""
-        lowered = self.f.lowered
-        if not isinstance(lowered, c_backend.Lowered) or not lowered.native:
-            return None
-        P = {n: given[n] if type(given[n]) is np.ndarray else np.asarray(given[n]) for n in given}
         leaves = self.f.program.leaves
+        P = {n: given[n] if type(given[n]) is np.ndarray else np.asarray(given[n]) for n in given}
         P = {n: np.ascontiguousarray(P[n], v.dtype.np) for n, v in leaves.items()}
         bound, *_ = self.f._bound[tuple(given), tuple([np.shape(a) for a in given.values()])]
-        (result,) = self.f.program.outputs.values()
-        if result.kind != "arena":
+        if not isinstance(bound, Native):
             return None
-        bound.run(lowered, P)
-        y = getattr(bound.v, f"t{result.index}")
+        bound.run(P)
+        (y,) = bound.results
+        call, segment = ctypes.addressof(bound.frame.call), ctypes.cast(bound.segment, ctypes.c_void_p).value
         out: dict[str, Any] = {}
         for name in self.names:
             x, out[name] = P[name], np.empty(given[name].shape)
-            call, segment = ctypes.addressof(bound.call), ctypes.cast(lowered.segment, ctypes.c_void_p).value
             to = y.ctypes.data, out[name].ctypes.data
             bad = cpu.library().tg_differences(call, segment, x.ctypes.data, x.size, step, *to)
             if bad:
-                raise c_backend._out_of_range()
+                raise out_of_range()
         return out
 
 
