@@ -92,14 +92,14 @@ class Session:
     def _call(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         """What the step makes of these. The next call on the same weights and caches goes to the backend at once."""
         values = self.values()
-        step, leaves, held = self._step, self._step.program.leaves, [*values.values(), *self._cache.values()]
-        given = {name: exact(a, leaves[name].dtype.np) for name, a in inputs.items() if name in leaves}
+        step, leaves, held = self._step, self._step.signature.leaves, [*values.values(), *self._cache.values()]
+        given = {name: exact(a, leaves[name][0].np) for name, a in inputs.items() if name in leaves}
         repeat, before = self._again
         if repeat is not None and len(held) == len(before) and all(map(is_, held, before)):
             with step._lock:
                 results = repeat(given)
             if results is not None:
-                return dict(zip(step.results, results, strict=True))
+                return dict(zip(step.signature.results, results, strict=True))
         P = step.arrays({**values, **self._cache}, given)
         found: dict[str, Array] = step.run(P)
         self._again = step.repeat(P, {name: P[name] for name in given}), held

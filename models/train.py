@@ -14,7 +14,8 @@ import numpy as np
 import tokenizers
 
 from tensorgraph import optim
-from tensorgraph.compile import MemoryReport, compile
+from tensorgraph.built import MemoryReport
+from tensorgraph.compile import compile
 from tensorgraph.dims import dims
 from tensorgraph.errors import BackendError, DataError, ModelError, StateError, counted
 from tensorgraph.io import checkpoint

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import dtypes, errors, nn, ops, optim
 from .autodiff import grad, value_and_grad, vjp
-from .compile import State, Step, compile
+from .compile import compile
 from .cost import cost
 from .dims import assume, dim, dims
 from .dtypes import bfloat16, float16, float32, float64, int8, int32, int64, uint8
@@ -31,6 +31,7 @@ from .op import Bad, InputSpec, S, bools, ids, op
 from .ops import *  # noqa: F403
 from .optim import adamw
 from .passes.remat import checkpoint
+from .step import State, Step
 from .tensor import Tensor, _hooks, scope
 
 if TYPE_CHECKING:

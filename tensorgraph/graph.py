@@ -418,17 +418,10 @@ class Graph:
         for name in self.data_ranges if names is None else names:
             ranges = self.data_ranges[name]
             a = np.asarray(arrays[name])
-            if not a.size:
-                continue
-            low_value, high_value = int(a.min()), int(a.max())
             for low, high, ignored, t in ranges:
                 top = dims.evaluate(high, binding)
-                if low <= low_value and high_value < top:
-                    continue
-                bad = (a < low) | (a >= top)
-                if ignored is not None:
-                    bad &= a != ignored
-                if bad.any():
+                bad = outside(a, low, top, ignored)
+                if bad is not None:
                     place = tuple(int(i) for i in np.argwhere(bad)[0])
                     at = f"{name}[{', '.join(map(str, place))}]" if place else name
                     text = f"{at} = {int(a[place])} is outside [{low}, {top})"
@@ -438,6 +431,16 @@ class Graph:
                         operands=[operand(self.inputs[name])],
                         notes=[f"needed by {t.op.name} in {t.scope.path or self.name} {t.where}".rstrip()],
                     )
+
+
+def outside(a: Any, low: int, high: int, ignored: int | None) -> Any:
+    """Where elements of an integer array neither lie in [low, high) nor are `ignored`; None if there are none."""
+    if not a.size or (low <= a.min() and a.max() < high):
+        return None
+    bad = (a < low) | (a >= high)
+    if ignored is not None:
+        bad &= a != ignored
+    return bad if bad.any() else None
 
 
 def _product(term: dims.Term, *, positive: bool) -> Dim:
@@ -497,4 +500,4 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return ", ".join(difflib.get_close_matches(name, list(names), 3, 0.5))
 
 
-__all__ = ["Graph"]
+__all__ = ["Graph", "outside"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from .backends import c as c_backend
 from .backends import numpy as numpy_backend
-from .compile import Compiled
+from .compiled import Compiled
 from .errors import BackendError
 from .graph import Graph
 from .passes.fuse import Step

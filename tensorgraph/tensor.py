@@ -129,7 +129,8 @@ def at(scope: Scope, loc: Loc | None = None) -> Iterator[Scope]:
 @contextmanager
 def scope(name: str, kind: str = "", component: str = "", loop: Loop | None = None) -> Iterator[Scope]:
     """Open a layer scope below the current one."""
-    with at(Scope(name, current_scope(), kind=kind, component=component, loop=loop)) as s:
+    above, loc = _here.get()
+    with at(Scope(name, above, kind=kind, component=component, loop=loop), loc) as s:
         yield s
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 
 from tensorgraph.cli import main
+
+os.environ["TENSORGRAPH_KEEP"] = "0"  # every test goes through the passes; test_kept.py says otherwise
 
 
 class Ran(NamedTuple):

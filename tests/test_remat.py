@@ -132,7 +132,7 @@ def test_a_budget_takes_as_few_layers_as_it_can() -> None:
         budget = int(least + share * (none - least))
         chosen = tg.compile(loss, update=tg.optim.AdamW(1e-2), backend="numpy", remat=f"budget={budget}")
         assert chosen.memory().peak <= budget
-        found.append(chosen.compiled.choice.layers)
+        found.append(chosen.compiled.built.choice.layers)
     assert found[0] == 0 < found[1] < LAYERS
 
 

@@ -26,7 +26,7 @@ from . import numpy as plain
 from .cgen import MAPS, c_type
 from .ckernels import OPEN
 from .cproducts import tileable
-from .native import Frame, Image, Native, out_of_range, segment
+from .native import Frame, Image, Native, out_of_range
 
 SPECIAL = cproducts.SPECIAL | cindex.SPECIAL | cpacked.SPECIAL
 GRAIN = 1 << 15  # element operations worth handing to another thread
@@ -242,7 +242,7 @@ class Lowered(cpacked.PackedProducts, cindex.Indexing, plain.Lowered):
             library = cpu.load(bare, cpu.flags(self.strict))
             runtime.result()
         self.unit = Path(library._name).name
-        calls = [segment(library, i) for i in range(len(self.segments))]
+        calls = [cpu.segment(library, i) for i in range(len(self.segments))]
         self.segment = calls[0]
         self._records.update({f"unit{i}": _checked(call) for i, call in enumerate(calls)})
         self._clocks = (ctypes.c_double * len(self.spent)).in_dll(library, "tg_spent") if self.timed else None

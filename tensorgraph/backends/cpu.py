@@ -172,6 +172,20 @@ def load(source: str, options: list[str]) -> ctypes.CDLL:
         return ctypes.CDLL(build(source, options))
 
 
+def built(unit: str) -> Any:
+    """The function of a library that the cache has under this name. Raises OSError if it does not."""
+    if Path(unit).name != unit:
+        raise OSError(f"no unit of the cache: {unit!r}")
+    return segment(ctypes.CDLL(str(cache() / unit)))
+
+
+def segment(library: Any, number: int = 0) -> Any:
+    """A function of a unit: 0 where it went well, for the address of a `Call`."""
+    found = library[f"segment{number}"]
+    found.argtypes = [ctypes.c_void_p]
+    return found
+
+
 @functools.cache
 def blas() -> tuple[Any, ...] | None:
     """(sgemm, dgemm, set_threads, get_threads, 64-bit ints) of the OpenBLAS that NumPy uses; None if not found."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -15,16 +15,11 @@ from ..dtypes import dtype
 from ..errors import DataError
 from . import cpu
 
+Ranges: TypeAlias = "list[tuple[str, int, int, int | None]]"  # of integer inputs: key, low, high, what is ignored
+
 
 def out_of_range() -> DataError:
     return DataError("TG505", "an index computed by the graph lies outside its axis", hint='backend="numpy" says which')
-
-
-def segment(library: ctypes.CDLL, number: int = 0) -> Any:
-    """A function of a unit: 0 where it went well, for the address of a `Call`."""
-    found = library[f"segment{number}"]
-    found.argtypes = [ctypes.c_void_p]
-    return found
 
 
 class Image(NamedTuple):
@@ -104,7 +99,7 @@ class Native:
                 P[key][...] = copy
         return tuple([a.copy() if a.shape else a[()] for a in self.results])
 
-    def repeat(self, P: dict[str, Any], given: Mapping[str, Any], ranges: list[Any]) -> Repeat | None:
+    def repeat(self, P: dict[str, Any], given: Mapping[str, Any], ranges: Ranges) -> Repeat | None:
         """The same call again, with the arrays `given` anew each time; None if they have to be made fit."""
         leaves = self.image.leaves
         if any(k not in leaves or type(a) is not np.ndarray or a.dtype != P[k].dtype for k, a in given.items()):
@@ -126,7 +121,7 @@ class Range(ctypes.Structure):
 class Repeat:
     """A program called again: all pointers are in place but those of the arrays given anew."""
 
-    def __init__(self, native: Native, P: dict[str, Any], given: Mapping[str, Any], ranges: list[Any]) -> None:
+    def __init__(self, native: Native, P: dict[str, Any], given: Mapping[str, Any], ranges: Ranges) -> None:
         self.native = native
         self.pointers = native.frame.pointers.copy()
         leaves = native.image.leaves
@@ -169,4 +164,4 @@ class Repeat:
         return [a.copy() if a.shape else a[()] for a in self.native.results]
 
 
-__all__ = ["Call", "Frame", "Image", "Native", "Range", "Repeat", "out_of_range", "segment"]
+__all__ = ["Call", "Frame", "Image", "Native", "Range", "Ranges", "Repeat", "out_of_range"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tensorgraph.backends import cpu
-from tensorgraph.compile import Step, compile
+from tensorgraph.compile import compile
 from tensorgraph.dims import evaluate
 from tensorgraph.errors import ModelError
 from tensorgraph.graph import Graph
@@ -23,6 +23,7 @@ from tensorgraph.ops.leaf import input
 from tensorgraph.optim import AdamW
 from tensorgraph.passes.memory import refuse, shown
 from tensorgraph.profile import Profile, profile
+from tensorgraph.step import Step
 
 from .target import Target
 

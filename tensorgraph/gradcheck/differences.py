@@ -11,7 +11,8 @@ import numpy as np
 from ..autodiff import grad
 from ..backends import cpu
 from ..backends.native import Native, out_of_range
-from ..compile import Compiled, compile
+from ..compile import compile
+from ..compiled import Compiled
 from ..errors import GradError
 from ..graph import Graph
 from ..tensor import Tensor

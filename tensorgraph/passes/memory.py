@@ -114,6 +114,12 @@ def rows(largest: Iterable[tuple[int, str, str]]) -> list[str]:
     return ["the largest alive at once:", *lines] if lines else []
 
 
+def fits(need: int, limit: int | None = None) -> bool:
+    """Whether `need` bytes more may be allocated: by default what the system has free."""
+    free = available() if limit is None else limit
+    return free is None or need <= free
+
+
 def refuse(
     name: str,
     need: int,
@@ -125,8 +131,8 @@ def refuse(
 
     `limit`: what may be allocated; by default what the system has free. `largest`: (bytes, what, where).
     """
-    free = available() if limit is None else limit
-    if free is not None and need > free:
+    if not fits(need, limit):
+        free = (available() if limit is None else limit) or 0
         have = f"{shown(max(free, 0))} are free" if limit is None else f"the limit is {shown(limit)}"
         raise BackendError(
             "TG710",

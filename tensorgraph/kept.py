@@ -1,0 +1,260 @@
+"""Compiled training steps on disk: a process takes up what another one compiled from the same graph.
+
+A step is found by its key: a digest of all that its program depends on, which is the graph as passes see it, optimiser
+and options, the files of this package, compiler, processor and BLAS. What cannot be told apart with certainty has no
+key: ops or rules from outside the package, optimisers of the user's own, random nodes, a trace. What is kept is
+what C is called with (`native.Image`), once for each set of shapes, and what arrays are checked against beforehand;
+errors, costs and pictures come from the graph, which is at hand.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import dims, dtypes
+from .backends import cpu
+from .backends.native import Image, Native, Ranges
+from .built import Built, MemoryReport, Options, Signature
+from .dims import Dim
+from .op import REGISTRY
+from .ops.leaf import input
+from .optim import Optimizer
+from .passes import memory
+from .passes.program import size_only
+from .tensor import ROOT, Scope, Tensor, as_tensor, current_scope, topological
+
+FEWEST = 64  # kernels below which compiling is as fast as looking it up
+TABLES = 1 << 22  # bytes of tables above which they are rather computed
+STEPS = 256  # as many are kept; the one not used for longest goes
+
+
+class _Unknown(Exception):
+    """Something that a key cannot stand for."""
+
+
+# ------------------------------------------------------------------------------------------------ keys
+
+
+def key(outputs: Mapping[str, Tensor], tree: Any, update: Optimizer, options: Options) -> str | None:
+    """The name of this training step on disk; None if it is not kept."""
+    if options.backend != "c" or options.debug or options.trace or os.environ.get("TENSORGRAPH_KEEP") == "0":
+        return None
+    own = "tensorgraph."
+    if any(f and not f.__module__.startswith(own) for o in REGISTRY.values() for f in (o.forward_fn, o.vjp_fn)):
+        return None
+    if not type(update).__module__.startswith(own) or current_scope() is not ROOT:
+        return None
+    try:
+        rate = update.lr if isinstance(update.lr, (int, float)) else _rate(update)
+        settings = {k: _plain(v) for k, v in vars(update).items() if k != "lr"}
+        asked = options._replace(memory_limit=None)
+        parts = [_text(outputs), tree, type(update).__name__, rate, settings, asked, _surroundings(options.strict)]
+    except (_Unknown, OSError):
+        return None
+    return hashlib.blake2b(repr(parts).encode(), digest_size=20).hexdigest()
+
+
+def _rate(update: Optimizer) -> str:
+    return _text({"rate": as_tensor(update.rate(input("step", (), "int32")))})
+
+
+def _text(outputs: Mapping[str, Tensor]) -> str:
+    """All of a graph that passes look at: nodes, in which layers, in which order they were made."""
+    nodes = topological(outputs.values())
+    number = {t: i for i, t in enumerate(nodes)}
+    tables = size_only(nodes)  # graphs share literals: when one was first made says nothing
+    made = sorted((i for i, t in enumerate(nodes) if t not in tables), key=lambda i: nodes[i].serial)
+    aged = sorted(made, key=lambda i: nodes[i].age)
+    lines: list[str] = [repr([(n, number[t]) for n, t in outputs.items()]), repr(made), repr(aged)]
+    scopes: dict[Scope | None, int] = {None: 0}
+    calls: dict[int, int] = {}
+    sizes: dict[Dim, str] = {}
+
+    def scope(s: Scope | None) -> int:
+        if s not in scopes:
+            assert s is not None
+            if s.loop is not None or s.backward:
+                raise _Unknown
+            above = scope(s.parent)
+            scopes[s] = len(scopes)
+            call = calls.setdefault(s.call, len(calls))
+            lines.append(repr((above, s.name, s.kind, s.component, s.path, s.key, call, str(s.times))))
+        return scopes[s]
+
+    def size(d: Dim) -> Any:
+        if type(d) is int:
+            return d
+        if d not in sizes:
+            sizes[d] = repr(dims.terms(d))
+        return sizes[d]
+
+    for t in nodes:
+        if REGISTRY.get(t.op.name) is not t.op or t.op.effect:
+            raise _Unknown
+        specs = [([size(d) for d in s], k.name) for s, k in t.specs or ((t.shape, t.dtype),)]
+        attrs = [(k, _plain(v)) for k, v in t.attrs.items()]
+        of = [number[i] for i in t.inputs]
+        lines.append(repr((t.op.name, of, attrs, t.specs is None, specs, scope(t.scope), t.label)))
+    names = {n for d in sizes for n in dims.free(d)}
+    while more := {n for d in dims.assumptions(names).values() for n in dims.free(d)} - names:
+        names |= more
+    assumed = dims.assumptions(sorted(names))
+    lines += [repr((n, dims.minimum(n), repr(dims.terms(assumed[n])) if n in assumed else "")) for n in sorted(names)]
+    return "\n".join(lines)
+
+
+def _plain(v: Any) -> Any:
+    """An attribute as what has a text that tells it from all others. Raises _Unknown."""
+    if v is None or type(v) in (bool, int, float, str):
+        return v
+    if type(v) in (tuple, list):
+        return type(v)([_plain(x) for x in v])
+    if type(v) is dict:
+        return {_plain(k): _plain(x) for k, x in v.items()}
+    if isinstance(v, dtypes.DType):
+        return ("dtype", v.name)
+    if isinstance(v, (np.ndarray, np.generic)) and v.dtype.kind in "biuf":
+        return ("array", v.dtype.str, v.shape, v.tobytes())
+    if hasattr(v, "free_symbols"):
+        return ("size", repr(dims.terms(v)), sorted((n, dims.minimum(n)) for n in dims.free(v)))
+    raise _Unknown
+
+
+def _surroundings(strict: bool) -> list[Any]:
+    return [*_installed(), cpu.flags(strict), cpu.blas() is not None]
+
+
+@functools.cache
+def _installed() -> list[Any]:
+    """This package's files, what it runs on, and the compiler."""
+    root = Path(__file__).parent
+    files: list[tuple[str, int, int]] = []
+    folders = [str(root)]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for e in entries:
+                if e.name.endswith((".py", ".c", ".h")):
+                    found = e.stat()
+                    files.append((e.path, found.st_size, found.st_mtime_ns))
+                elif not e.name.startswith("__") and e.is_dir(follow_symlinks=False):
+                    folders.append(e.path)
+    return [sorted(files), sys.version, np.__version__, cpu._identity(cpu.need_compiler())]
+
+
+# ------------------------------------------------------------------------------------------------ the disk
+
+
+class Kept:
+    """A training step that was compiled before."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        found = _read(folder / "step.json")
+        leaves = {k: (dtypes.dtype(d), int(rank)) for k, (d, rank) in found["leaves"].items()}
+        self.signature = Signature(leaves, found["donated"], found["results"], {})
+        self.peak: int | None = found["peak"]
+
+    def fits(self, limit: int | None) -> bool:
+        """Whether a call of the sizes compiled for fits in memory, or will be asked again when they are known."""
+        return self.peak is None or memory.fits(self.peak, limit)
+
+    def bound(self, P: Mapping[str, Any], limit: int | None) -> tuple[Native, Ranges] | None:
+        """What runs on arrays of these shapes; None if that is not known, or does not fit in memory."""
+        try:
+            found = _read(self.folder / f"{_shapes(P)}.json")
+            image = found["image"]
+            image["tables"] = [
+                (slot, np.frombuffer(bytearray(base64.b64decode(data)), kind).reshape(shape))
+                for slot, kind, shape, data in image["tables"]
+            ]
+            unit = cpu.built(image["unit"])
+            native = Native(Image(**image), unit, set(self.signature.donated.values()))
+            need = found["peak"] - found["given"] * (limit is None)
+            ranges = [(k, low, high, ignored) for k, low, high, ignored in found["ranges"]]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return (native, ranges) if memory.fits(need, limit) else None
+
+
+def find(key: str) -> Kept | None:
+    """What is kept under a key."""
+    folder = _folder() / key
+    try:
+        found = Kept(folder)
+        os.utime(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found
+
+
+def keep(key: str, built: Built, P: Mapping[str, Any], image: Image, ranges: Ranges, report: MemoryReport) -> None:
+    """Write what the next process needs to run this program on arrays of these shapes; nothing where it cannot."""
+    if len(built.program.kernels) < FEWEST or sum(a.nbytes for _, a in image.tables) > TABLES:
+        return
+    tables = [(slot, a.dtype.str, a.shape, base64.b64encode(a.tobytes()).decode("ascii")) for slot, a in image.tables]
+    signature = built.signature
+    try:
+        peak: int | None = built.memory(built.options.binding).peak
+    except dims.SizeError:
+        peak = None
+    step = {
+        "leaves": {k: (d.name, rank) for k, (d, rank) in signature.leaves.items()},
+        "donated": signature.donated,
+        "results": signature.results,
+        "peak": peak,
+    }
+    bound = {"image": {**image._asdict(), "tables": tables}, "ranges": list(ranges), "peak": report.peak,
+             "given": report.given}  # fmt: skip
+    folder = _folder() / key
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _write(folder / f"{_shapes(P)}.json", bound)
+        _write(folder / "step.json", step)
+        _prune()
+    except OSError:
+        pass
+
+
+def _folder() -> Path:
+    return cpu.cache() / "steps"
+
+
+def _shapes(P: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(repr(sorted((k, a.shape) for k, a in P.items())).encode(), digest_size=20).hexdigest()
+
+
+def _read(path: Path) -> Any:
+    """What `_write` wrote. Raises ValueError if it is damaged."""
+    digest, _, text = path.read_bytes().partition(b"\n")
+    if hashlib.blake2b(text, digest_size=20).hexdigest().encode() != digest:
+        raise ValueError(path)
+    return json.loads(text)
+
+
+def _write(path: Path, what: Any) -> None:
+    text = json.dumps(what).encode()
+    digest = hashlib.blake2b(text, digest_size=20).hexdigest().encode()
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(digest + b"\n" + text)
+    os.replace(file.name, path)
+
+
+def _prune() -> None:
+    folders = sorted(_folder().iterdir(), key=lambda f: f.stat().st_mtime)
+    for folder in folders[: max(0, len(folders) - STEPS)]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+__all__ = ["Kept", "find", "keep", "key"]
