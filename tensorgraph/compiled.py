@@ -12,7 +12,7 @@ import numpy as np
 from . import dims, dtypes, interpret, kept, xp
 from .backends import c as c_backend
 from .backends import numpy as numpy_backend
-from .backends.native import Native, Ranges
+from .backends.cimage import Native, Ranges
 from .built import Built, MemoryReport, Options, RematReport, Source
 from .collector import uncollected
 from .cost import Cost
@@ -201,7 +201,7 @@ class Compiled:
         key = (tuple(P), shapes)
         found = self._bound.get(key)
         if found is None:
-            found = self._bound[key] = self._taken_up(P) or self._bind(P)
+            found = self._bound[key] = self.taken_up({k: a.shape for k, a in P.items()}) or self._bind(P)
             while len(self._bound) > 16:
                 self._bound.pop(next(iter(self._bound)))
         if any(outside(P[k], low, high, ignored) is not None for k, low, high, ignored in found.ranges):
@@ -226,9 +226,9 @@ class Compiled:
         graph.check_binding(binding)
         return binding
 
-    def _taken_up(self, P: Mapping[str, Any]) -> Entry | None:
-        """What the disk has for these shapes, if it fits in memory."""
-        found = self._kept.bound(P, self.options.memory_limit) if self._kept is not None else None
+    def taken_up(self, shapes: Mapping[str, tuple[int, ...]]) -> Entry | None:
+        """What the disk has for arrays of these shapes, by key, if it fits in memory."""
+        found = self._kept.bound(shapes, self.options.memory_limit) if self._kept is not None else None
         return None if found is None else Entry(*found, None)
 
     @uncollected
@@ -245,7 +245,7 @@ class Compiled:
         self._refuse(report, given=True)
         bound = None if self.options.backend == "cupy" else self.lowered.bind(binding)
         if self._key is not None and isinstance(bound, Native):
-            kept.keep(self._key, self.built, P, bound.image, ranges, report)
+            kept.keep(self._key, self.built, {k: a.shape for k, a in P.items()}, bound.image, ranges, report)
         return Entry(bound, ranges, binding)
 
     def _refuse(self, report: MemoryReport, given: bool) -> None:

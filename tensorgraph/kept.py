@@ -3,7 +3,7 @@
 A step is found by its key: a digest of all that its program depends on, which is the graph as passes see it, optimiser
 and options, the files of this package, compiler, processor and BLAS. What cannot be told apart with certainty has no
 key: ops or rules from outside the package, optimisers of the user's own, random nodes, a trace. What is kept is
-what C is called with (`native.Image`), once for each set of shapes, and what arrays are checked against beforehand;
+what C is called with (`cimage.Image`), once for each set of shapes, and what arrays are checked against beforehand;
 errors, costs and pictures come from the graph, which is at hand.
 """
 
@@ -19,13 +19,13 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from . import dims, dtypes
 from .backends import cpu
-from .backends.native import Image, Native, Ranges
+from .backends.cimage import Image, Native, Ranges
 from .built import Built, MemoryReport, Options, Signature
 from .dims import Dim
 from .op import REGISTRY
@@ -38,6 +38,9 @@ from .tensor import ROOT, Scope, Tensor, as_tensor, current_scope, topological
 FEWEST = 64  # kernels below which compiling is as fast as looking it up
 TABLES = 1 << 22  # bytes of tables above which they are rather computed
 STEPS = 256  # as many are kept; the one not used for longest goes
+
+
+Shapes: TypeAlias = "Mapping[str, tuple[int, ...]]"  # of all arrays of a call, by key
 
 
 class _Unknown(Exception):
@@ -59,7 +62,7 @@ def key(outputs: Mapping[str, Tensor], tree: Any, update: Optimizer, options: Op
     try:
         rate = update.lr if isinstance(update.lr, (int, float)) else _rate(update)
         settings = {k: _plain(v) for k, v in vars(update).items() if k != "lr"}
-        asked = options._replace(memory_limit=None)
+        asked = options._replace(memory_limit=None, binding=dict(sorted(options.binding.items())))
         parts = [_text(outputs), tree, type(update).__name__, rate, settings, asked, _surroundings(options.strict)]
     except (_Unknown, OSError):
         return None
@@ -170,10 +173,10 @@ class Kept:
         """Whether a call of the sizes compiled for fits in memory, or will be asked again when they are known."""
         return self.peak is None or memory.fits(self.peak, limit)
 
-    def bound(self, P: Mapping[str, Any], limit: int | None) -> tuple[Native, Ranges] | None:
+    def bound(self, shapes: Shapes, limit: int | None) -> tuple[Native, Ranges] | None:
         """What runs on arrays of these shapes; None if that is not known, or does not fit in memory."""
         try:
-            found = _read(self.folder / f"{_shapes(P)}.json")
+            found = _read(self.folder / f"{_name(shapes)}.json")
             image = found["image"]
             image["tables"] = [
                 (slot, np.frombuffer(bytearray(base64.b64decode(data)), kind).reshape(shape))
@@ -199,7 +202,7 @@ def find(key: str) -> Kept | None:
     return found
 
 
-def keep(key: str, built: Built, P: Mapping[str, Any], image: Image, ranges: Ranges, report: MemoryReport) -> None:
+def keep(key: str, built: Built, shapes: Shapes, image: Image, ranges: Ranges, report: MemoryReport) -> None:
     """Write what the next process needs to run this program on arrays of these shapes; nothing where it cannot."""
     if len(built.program.kernels) < FEWEST or sum(a.nbytes for _, a in image.tables) > TABLES:
         return
@@ -220,7 +223,7 @@ def keep(key: str, built: Built, P: Mapping[str, Any], image: Image, ranges: Ran
     folder = _folder() / key
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _write(folder / f"{_shapes(P)}.json", bound)
+        _write(folder / f"{_name(shapes)}.json", bound)
         _write(folder / "step.json", step)
         _prune()
     except OSError:
@@ -231,8 +234,8 @@ def _folder() -> Path:
     return cpu.cache() / "steps"
 
 
-def _shapes(P: Mapping[str, Any]) -> str:
-    return hashlib.blake2b(repr(sorted((k, a.shape) for k, a in P.items())).encode(), digest_size=20).hexdigest()
+def _name(shapes: Shapes) -> str:
+    return hashlib.blake2b(repr(sorted(shapes.items())).encode(), digest_size=20).hexdigest()
 
 
 def _read(path: Path) -> Any:

@@ -77,10 +77,10 @@ def test_a_warm_row_is_the_second_run_with_the_caches_of_the_first(tmp_path: Pat
 
 def test_toy_trains_as_the_peers_do() -> None:
     ours = load("ours")
-    loss, p, batch, sizes = ours.problem("toy")
+    build, p, batch, sizes = ours.problem("toy")
     import tensorgraph as tg
 
-    step = tg.compile(loss, update=tg.optim.AdamW(3e-4, betas=(0.9, 0.95), weight_decay=0.1), backend="numpy")
+    step = tg.compile(build(), update=tg.optim.AdamW(3e-4, betas=(0.9, 0.95), weight_decay=0.1), backend="numpy")
     state, losses = step.init(p), []
     for _ in range(5):
         value, state = step(state, **batch)

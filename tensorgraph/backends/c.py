@@ -24,9 +24,9 @@ from ..tensor import Tensor
 from . import cgen, cindex, cpacked, cproducts, cpu
 from . import numpy as plain
 from .cgen import MAPS, c_type
+from .cimage import Frame, Image, Native, out_of_range
 from .ckernels import OPEN
 from .cproducts import tileable
-from .native import Frame, Image, Native, out_of_range
 
 SPECIAL = cproducts.SPECIAL | cindex.SPECIAL | cpacked.SPECIAL
 GRAIN = 1 << 15  # element operations worth handing to another thread

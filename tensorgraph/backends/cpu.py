@@ -81,8 +81,11 @@ def need_compiler() -> tuple[str, ...]:
 @functools.cache
 def _identity(cc: tuple[str, ...]) -> str:
     """What a cached build depends on besides its source: compiler and processor."""
-    version = subprocess.run([*cc, "--version"], capture_output=True, text=True, check=False).stdout
-    cpu = platform.processor() + platform.machine()
+    zig = importlib.util.find_spec("ziglang") if "ziglang" in cc else None
+    file = os.path.realpath(zig.origin if zig and zig.origin else cc[0])
+    found = os.stat(file)
+    version = f"{file} {found.st_size} {found.st_mtime_ns}"
+    cpu = platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         cpu += "".join(sorted({x for x in lines if x.startswith(("model name", "flags", "Features", "CPU part"))}))

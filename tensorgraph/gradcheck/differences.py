@@ -10,7 +10,7 @@ import numpy as np
 
 from ..autodiff import grad
 from ..backends import cpu
-from ..backends.native import Native, out_of_range
+from ..backends.cimage import Native, out_of_range
 from ..compile import compile
 from ..compiled import Compiled
 from ..errors import GradError
