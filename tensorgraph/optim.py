@@ -178,8 +178,7 @@ class Optimizer:
 class AdamW(Optimizer):
     """AdamW with decoupled weight decay. `lr`: a number, a tensor, or a function of the step (see `cosine`, `linear`).
 
-    `clip`: global-norm clipping before the update. `decay`: which parameters decay, a function of (name, tensor);
-    all by default, as in PyTorch.
+    `clip`: global-norm clipping before the update. All trained parameters decay, as in PyTorch.
     """
 
     slots = ("m", "v")

@@ -33,7 +33,7 @@ class Profile:
     def values(self, graph: Graph, scale: float = 1e3) -> dict[Tensor, float]:
         """For each node of the graph as it was written, the time of what came of its layer's line, forward and ∂.
 
-        In milliseconds; it is what `tg.draw(values=)` colours by.
+        In milliseconds, or seconds times `scale`; it is what `tg.draw(values=)` colours by. Updates have no place.
         """
         spent: dict[tuple[str, str], float] = {}
         for t, seconds in self.rows:

@@ -106,6 +106,8 @@ def test_a_profile_colours_the_picture_of_the_model() -> None:
     picture = draw(graph, values=where.values(graph), values_label="ms")
     coloured = [b for b in picture.view.boxes if b.value is not None]
     assert len(coloured) > len(picture.view.boxes) / 2
+    labels = {b.label for b in picture.view.boxes}
+    assert "attention" in labels and "softmax" not in labels, "a time is that of the whole op"
 
 
 SEES_ONLY = ("vit-b-16", "-dn=1", "-dd=8", "-dH=2", "-df=8")

@@ -303,6 +303,15 @@ def test_a_step_after_a_sum_of_segments_in_numpy_comes_after_it():
         np.testing.assert_allclose(found, want, rtol=1e-6)
 
 
+def test_a_number_of_threads_that_is_none_is_said_once(monkeypatch, caplog):
+    monkeypatch.setenv("TENSORGRAPH_THREADS", "many")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert [cpu.threads(), cpu.threads()] == [3, 3]
+    assert [r.message for r in caplog.records] == [
+        "$TENSORGRAPH_THREADS is 'many', which is no number of threads: it is left aside"
+    ]
+
+
 def test_a_cache_that_is_deleted_or_damaged_is_made_again(monkeypatch, tmp_path):
     monkeypatch.setenv("TENSORGRAPH_CACHE", str(tmp_path))
     cpu.cache.cache_clear()

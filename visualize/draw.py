@@ -17,6 +17,7 @@ from tensorgraph.visualize.links import check_links
 from tensorgraph.visualize.picture import Picture
 from tensorgraph.visualize.project import Projection
 from tensorgraph.visualize.seed import seed_chart
+from tensorgraph.visualize.steps import UNFOLDED
 from tensorgraph.visualize.view import Direction
 from tensorgraph.visualize.words import mode_text, title_of
 
@@ -73,7 +74,7 @@ def draw(
     seen = Projection(
         graph,
         every=level == "ops",
-        whole=level == "backward",
+        whole=level == "backward" or valued_as_one(values),
         unfold=unfold,
         detail=level == "block",
         binding=sizes,
@@ -99,6 +100,14 @@ def draw(
     label = values_label or str(getattr(values, "label", "value"))
     view = replace(view, values_label=label, values_limit=getattr(values, "limit", None))
     return Picture(view, theme=theme, shapes=shapes)
+
+
+def valued_as_one(values: Mapping[Any, float] | None) -> bool:
+    """Whether an op whose definition would be shown in its place has a value, and nothing says whose within it: it is
+    one box then, and has it all."""
+    return not hasattr(values, "within") and any(
+        isinstance(key, Tensor) and key.op.style in UNFOLDED for key in values or ()
+    )
 
 
 def need_numbers(values: Any) -> None:

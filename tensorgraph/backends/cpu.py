@@ -214,11 +214,20 @@ def blas() -> tuple[Any, ...] | None:
     return None
 
 
+@functools.cache
+def _warn(text: str) -> None:
+    """Said once."""
+    log.warning(text)
+
+
 def threads() -> int:
     """$TENSORGRAPH_THREADS or $OMP_NUM_THREADS, or as many as the process may run on."""
     for name in ("TENSORGRAPH_THREADS", "OMP_NUM_THREADS"):
-        if os.environ.get(name, "").isdigit() and int(os.environ[name]):
-            return int(os.environ[name])
+        given = os.environ.get(name, "")
+        if given.isdigit() and int(given):
+            return int(given)
+        if given and name == "TENSORGRAPH_THREADS":
+            _warn(f"$TENSORGRAPH_THREADS is {given!r}, which is no number of threads: it is left aside")
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

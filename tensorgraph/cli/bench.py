@@ -386,7 +386,11 @@ def run(
         show(console, rows, context)
     for path in out:
         graph = target.trace()
-        picture = draw(graph, values=where.values(graph), values_label="ms a step", binding=target.binding)
+        seconds_of = where.values(graph, 1.0)
+        scale, unit = (1e3, "ms") if max(seconds_of.values(), default=0) > 1e-4 else (1e6, "µs")
+        values = {t: v * scale for t, v in seconds_of.items()}
+        label = f"{unit}, forward and backward, without the update; of repeated blocks the slowest"
+        picture = draw(graph, values=values, values_label=label, binding=target.binding)
         picture.save(path)
         if console is not None:
             console.print(f"wrote {path}", soft_wrap=True, markup=False)
