@@ -377,10 +377,17 @@ def run(
         ready(path, SUFFIXES)
     _fits(target, "train" in modes)
     rows: list[dict[str, Any]] = []
+
+    def begun(what: str) -> None:  # a line, and no spinner: that would take its time from what is measured
+        if console is not None and console.is_terminal:
+            console.print(f"{what} {target.name}: made ready, then timed for some {seconds:g} s ...", style="dim")
+
     if "train" in modes:
+        begun("training")
         row, where = train(target, backend, seconds)
         rows.append(row)
     if "decode" in modes:
+        begun("decoding")
         rows.append(decode(target, backend, weights, context, seconds))
     if console is not None:
         show(console, rows, context)
