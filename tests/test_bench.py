@@ -63,7 +63,7 @@ def test_both_are_measured(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     assert train["per_s"] * train["ms"] / 1e3 == pytest.approx(tokens)
     assert decode["gbs"] == pytest.approx(10 * decode["share_of_read"]) and decode["weights"] == "float32"
     svg = (tmp_path / "p.svg").read_text(encoding="utf-8")
-    assert "ms a step" in svg and "<svg" in svg
+    assert "forward and backward, without the update" in svg and "<svg" in svg
 
 
 class Drifting:
