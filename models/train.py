@@ -239,7 +239,7 @@ class Trainer:
             )
         loss = cross_entropy(upcast(logits), targets).named("loss")
         sizes = dict(self.binding)
-        self.step = compile({"loss": loss}, update=self.settings.optimizer(), binding=sizes, name="train")
+        self.step = compile({"loss": loss}, update=self.settings.optimizer(), binding=self.sizes, name="train")
         self._evaluate = compile(loss, binding=sizes, name="evaluate")
         self._check_memory()
         self.state = self.step.init(self.params or self.model.init(self.settings.seed, sizes))
@@ -250,15 +250,19 @@ class Trainer:
         """Steps between points of the curve."""
         return max(1, self.settings.steps // 20)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Those of the model, and of a batch."""
+        return {**self.binding, "B": self.settings.batch, "T": self.settings.length}
+
     def memory(self) -> MemoryReport:
         """What a step needs, before anything is allocated."""
-        sizes = {**self.binding, "B": self.settings.batch, "T": self.settings.length}
-        report: MemoryReport = self.step.memory(sizes)
+        report: MemoryReport = self.step.memory(self.sizes)
         return report
 
     def _check_memory(self) -> None:
-        report, free = self.memory(), available()
-        if free is not None and report.peak > free:
+        if not self.step.fits(self.sizes):
+            report, free = self.memory(), available() or 0
             raise BackendError(
                 "TG711",
                 f"a training step needs {report.peak / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free",

@@ -123,18 +123,23 @@ class Compiled:
         donated = {out: P[key] for out, key in self.signature.donated.items()}
         return unflatten(self.tree, {**results, **donated})
 
-    def refuse(self, binding: Mapping[str, int]) -> None:
-        """Raise BackendError[TG710] if a call of these sizes would not fit, and nothing of it is there yet.
+    def fits(self, binding: Mapping[str, int]) -> bool:
+        """Whether a call of these sizes fits in memory, nothing of it being there yet.
 
-        Where sizes are missing, they come with the first call, which is checked in turn.
+        Raises SizeError for a size without a value.
         """
-        if self._kept is not None and binding == self.options.binding and self._kept.fits(self.options.memory_limit):
+        peak = self._kept.peak if self._kept is not None and binding == self.options.binding else None
+        return memory.fits(self.built.memory(dict(binding)).peak if peak is None else peak, self.options.memory_limit)
+
+    def refuse(self, binding: Mapping[str, int]) -> None:
+        """Raise BackendError[TG710] if it does not. Where sizes are missing, they come with the first call."""
+        if self._kept is not None and self._kept.peak is None and binding == self.options.binding:
             return
         try:
-            report = self.built.memory(dict(binding))
+            if not self.fits(binding):
+                self._refuse(self.built.memory(dict(binding)), given=False)
         except SizeError:
             return
-        self._refuse(report, given=False)
 
     def arrays(self, params: Mapping[str, Any] | None, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """What `run` takes for a call: each array in its leaf's dtype, by key. Raises as the call."""

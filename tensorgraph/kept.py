@@ -160,7 +160,8 @@ def _installed() -> list[Any]:
 
 
 class Kept:
-    """A training step that was compiled before."""
+    """A training step that was compiled before. `peak`: bytes of a call of the sizes compiled for; None if those do not
+    tell."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -168,10 +169,6 @@ class Kept:
         leaves = {k: (dtypes.dtype(d), int(rank)) for k, (d, rank) in found["leaves"].items()}
         self.signature = Signature(leaves, found["donated"], found["results"], {})
         self.peak: int | None = found["peak"]
-
-    def fits(self, limit: int | None) -> bool:
-        """Whether a call of the sizes compiled for fits in memory, or will be asked again when they are known."""
-        return self.peak is None or memory.fits(self.peak, limit)
 
     def bound(self, shapes: Shapes, limit: int | None) -> tuple[Native, Ranges] | None:
         """What runs on arrays of these shapes; None if that is not known, or does not fit in memory."""

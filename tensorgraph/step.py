@@ -161,6 +161,10 @@ class Step:
             return report
         return report._replace(note="clipping by the global norm keeps all gradients until the last is there")
 
+    def fits(self, binding: Any = None) -> bool:
+        """Whether a call of these sizes fits in what is free, or in `memory_limit`. Raises SizeError as `memory`."""
+        return self.compiled.fits({**self.options.binding, **dims.binding(binding)})
+
     def cost(self, binding: Any = None) -> Cost:
         return self.compiled.cost(binding)
 

@@ -118,6 +118,19 @@ def test_other_shapes_and_saved_states_work_as_before(cache):
     assert np.asarray(value).tobytes() == want["loss 0"]
 
 
+def test_a_run_of_the_command_line_starts_at_once(cache):
+    from tensorgraph.models.train import Corpus, Settings, Trainer, fresh
+
+    curves, taken = [], []
+    for _ in range(2):
+        net = fresh(CONFIG, "a b c d e f g . " * 99, vocab=300, length=8).init(0)
+        corpus = Corpus.of("a b c d e f g . " * 99, net.need_tokenizer())
+        trainer = Trainer(net.model, net.state, corpus, Settings(3, batch=2, length=8), dict(net.model.binding))
+        curves.append([p.loss for p in trainer.run()])
+        taken.append(from_disk(trainer.step))
+    assert curves[0] == curves[1] and taken == [False, True]
+
+
 WRONG: dict[str, dict[str, Any]] = {
     "an id too high": {"input_ids": np.full((2, 8), 61, "i4")},
     "a negative id": {"input_ids": np.full((2, 8), -1, "i4")},
