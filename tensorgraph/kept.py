@@ -246,9 +246,10 @@ def _read(path: Path) -> Any:
 def _write(path: Path, what: Any) -> None:
     text = json.dumps(what).encode()
     digest = hashlib.blake2b(text, digest_size=20).hexdigest().encode()
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(digest + b"\n" + text)
-    os.replace(file.name, path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # whole or not at all, whoever else writes it
+        made = Path(folder, path.name)
+        made.write_bytes(digest + b"\n" + text)
+        os.replace(made, path)
 
 
 def _prune() -> None:
