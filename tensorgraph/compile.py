@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import dims, kept
+from . import dims
 from .backends import cpu
 from .built import Options, Source
 from .compiled import Compiled, flatten
@@ -82,7 +82,7 @@ def compile(
         if not isinstance(update, Optimizer):
             text = f"update must be an optimiser, not {type(update).__name__}"
             raise GraphError("TG314", text, hint="update=tg.optim.AdamW(lr=3e-4)")
-        return Step(flat, tree, update, options, kept.key(flat, tree, update, options))
+        return Step(flat, tree, update, options)
     return Compiled(lambda: Source(flat, dict(donate or {}), {}), tree, options)
 
 

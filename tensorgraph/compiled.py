@@ -16,7 +16,7 @@ from .backends.cimage import Native, Ranges
 from .built import Built, MemoryReport, Options, RematReport, Source
 from .collector import uncollected
 from .cost import Cost
-from .errors import BackendError, DataError, GradError, SizeError, TensorgraphError
+from .errors import BackendError, DataError, GradError, GraphError, SizeError, TensorgraphError
 from .graph import Graph, outside
 from .op import operand
 from .passes import memory
@@ -59,19 +59,30 @@ class Entry(NamedTuple):
 class Compiled:
     """A compiled graph. `.source` is the code that runs; `.program` the schedule; `.memory(binding)` the plan.
 
-    What another process compiled is taken up from the disk (`key`, see kept.py); the graph then goes through its passes
-    only if more is asked of it than to run.
+    What another process compiled is taken up from the disk, by its `name` there (see kept.py); the graph then goes
+    through its passes only if more is asked of it than to run.
     """
 
-    def __init__(self, make: Callable[[], Source], tree: Any, options: Options, key: str | None = None) -> None:
-        self._make, self.tree, self.options, self._key = make, tree, options, key
-        self._kept = kept.find(key) if key is not None else None
+    def __init__(
+        self,
+        make: Callable[[], Source],
+        tree: Any,
+        options: Options,
+        name: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self._make, self.tree, self.options, self._name = make, tree, options, name
+        self._key = name()
+        self._kept = kept.find(self._key) if self._key is not None else None
         self.signature = self._kept.signature if self._kept is not None else self.built.signature
         self._bound: dict[tuple[Any, ...], Entry] = {}
         self._lock = threading.Lock()  # one arena per binding: calls take turns
 
     @functools.cached_property
     def built(self) -> Built:
+        """Raises GraphError[TG316] if what was taken up from the disk would not be compiled so any more."""
+        if self._kept is not None and self._name() != self._key:
+            text = f"{self.options.name} was compiled before something that it depends on was changed"
+            raise GraphError("TG316", text, hint="a rule, an assumption, a setting: compile it again")
         return Built(self._make(), self.options)
 
     # -- inspection
@@ -249,7 +260,7 @@ class Compiled:
         report = self.built.memory(binding)
         self._refuse(report, given=True)
         bound = None if self.options.backend == "cupy" else self.lowered.bind(binding)
-        if self._key is not None and isinstance(bound, Native):
+        if self._key is not None and isinstance(bound, Native) and self._name() == self._key:
             kept.keep(self._key, self.built, {k: a.shape for k, a in P.items()}, bound.image, ranges, report)
         return Entry(bound, ranges, binding)
 
@@ -263,8 +274,8 @@ class Compiled:
         """The call just made, made again with nothing but the arrays `given` anew, where a backend has a short way."""
         if self.options.debug or self.options.backend == "cupy":
             return None
-        found = self._bound[tuple(P), tuple([a.shape for a in P.values()])]
-        return found.bound.repeat(P, given, found.ranges)
+        found = self._bound.get((tuple(P), tuple([a.shape for a in P.values()])))
+        return None if found is None else found.bound.repeat(P, given, found.ranges)
 
     def _run_cupy(self, P: dict[str, Any], binding: dict[str, int]) -> dict[str, Any]:
         try:

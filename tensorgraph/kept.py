@@ -10,6 +10,7 @@ errors, costs and pictures come from the graph, which is at hand.
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import hashlib
 import json
@@ -23,21 +24,22 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from . import dims, dtypes
+from . import autodiff, dims, dtypes, optim
 from .backends import cpu
 from .backends.cimage import Image, Native, Ranges
 from .built import Built, MemoryReport, Options, Signature
 from .dims import Dim
+from .errors import TensorgraphError
 from .op import REGISTRY
-from .ops.leaf import input
-from .optim import Optimizer
+from .optim import Clock, Optimizer
 from .passes import memory
 from .passes.program import size_only
-from .tensor import ROOT, Scope, Tensor, as_tensor, current_scope, topological
+from .tensor import PICK, ROOT, Scope, Tensor, as_tensor, current_scope, topological
 
 FEWEST = 64  # kernels below which compiling is as fast as looking it up
 TABLES = 1 << 22  # bytes of tables above which they are rather computed
-STEPS = 256  # as many are kept; the one not used for longest goes
+STEPS, SHAPES = 256, 32  # as many are kept, and of each for as many shapes; what was not used for longest goes
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, TensorgraphError)  # what bad files raise
 
 
 Shapes: TypeAlias = "Mapping[str, tuple[int, ...]]"  # of all arrays of a call, by key
@@ -50,31 +52,31 @@ class _Unknown(Exception):
 # ------------------------------------------------------------------------------------------------ keys
 
 
-def key(outputs: Mapping[str, Tensor], tree: Any, update: Optimizer, options: Options) -> str | None:
-    """The name of this training step on disk; None if it is not kept."""
-    if options.backend != "c" or options.debug or options.trace or os.environ.get("TENSORGRAPH_KEEP") == "0":
+def wanted(options: Options) -> bool:
+    """Whether steps compiled for this may be kept."""
+    asked = options.backend == "c" and not options.debug and not options.trace
+    return asked and os.environ.get("TENSORGRAPH_KEEP") != "0"
+
+
+def key(outputs: Mapping[str, Tensor], tree: Any, update: Optimizer, clock: Clock, options: Options) -> str | None:
+    """The name of a training step on disk; None if it is not kept."""
+    if current_scope() is not ROOT or autodiff.overrides or not _as_imported(update):
         return None
-    own = "tensorgraph."
-    if any(f and not f.__module__.startswith(own) for o in REGISTRY.values() for f in (o.forward_fn, o.vjp_fn)):
-        return None
-    if not type(update).__module__.startswith(own) or current_scope() is not ROOT:
-        return None
+    asked = options._replace(memory_limit=None, binding=dict(sorted(options.binding.items())))
+    settings = {k: v for k, v in vars(update).items() if k != "lr"}
     try:
-        rate = update.lr if isinstance(update.lr, (int, float)) else _rate(update)
-        settings = {k: _plain(v) for k, v in vars(update).items() if k != "lr"}
-        asked = options._replace(memory_limit=None, binding=dict(sorted(options.binding.items())))
-        parts = [_text(outputs), tree, type(update).__name__, rate, settings, asked, _surroundings(options.strict)]
-    except (_Unknown, OSError):
+        text = _text({**outputs, "step's rate": as_tensor(clock.rate)}, [type(update).__name__, settings])
+        surroundings = [_FILES, *_machine(), cpu.flags(options.strict), cpu.blas() is not None]
+    except (_Unknown, OSError, TensorgraphError):
         return None
-    return hashlib.blake2b(repr(parts).encode(), digest_size=20).hexdigest()
+    return hashlib.blake2b(repr([text, tree, asked, surroundings]).encode(), digest_size=20).hexdigest()
 
 
-def _rate(update: Optimizer) -> str:
-    return _text({"rate": as_tensor(update.rate(input("step", (), "int32")))})
+def _text(outputs: Mapping[str, Tensor], more: Any) -> str:
+    """All of a graph that passes look at: nodes, in which layers, in which order they were made; and something more.
 
-
-def _text(outputs: Mapping[str, Tensor]) -> str:
-    """All of a graph that passes look at: nodes, in which layers, in which order they were made."""
+    Raises _Unknown.
+    """
     nodes = topological(outputs.values())
     number = {t: i for i, t in enumerate(nodes)}
     tables = size_only(nodes)  # graphs share literals: when one was first made says nothing
@@ -101,59 +103,79 @@ def _text(outputs: Mapping[str, Tensor]) -> str:
             return d
         if d not in sizes:
             sizes[d] = repr(dims.terms(d))
-        return sizes[d]
+        return ("size", sizes[d])
+
+    def plain(v: Any) -> Any:
+        """An attribute as what has a text that tells it from all others."""
+        if v is None or type(v) in (bool, int, float, str):
+            return v
+        if type(v) in (tuple, list):
+            return type(v)([plain(x) for x in v])
+        if type(v) is dict:
+            return {plain(k): plain(x) for k, x in v.items()}
+        if isinstance(v, dtypes.DType):
+            return ("dtype", v.name)
+        if isinstance(v, (np.ndarray, np.generic)) and v.dtype.kind in "biuf":
+            return ("array", v.dtype.str, v.shape, v.tobytes())
+        if hasattr(v, "free_symbols"):
+            return size(v)
+        raise _Unknown
 
     for t in nodes:
-        if REGISTRY.get(t.op.name) is not t.op or t.op.effect:
+        if _OPS.get(t.op.name, (None,))[0] is not t.op or t.op.effect:
             raise _Unknown
         specs = [([size(d) for d in s], k.name) for s, k in t.specs or ((t.shape, t.dtype),)]
-        attrs = [(k, _plain(v)) for k, v in t.attrs.items()]
+        attrs = [(k, plain(v)) for k, v in t.attrs.items()]
         of = [number[i] for i in t.inputs]
         lines.append(repr((t.op.name, of, attrs, t.specs is None, specs, scope(t.scope), t.label)))
+    lines.append(repr(plain(more)))
     names = {n for d in sizes for n in dims.free(d)}
-    while more := {n for d in dims.assumptions(names).values() for n in dims.free(d)} - names:
-        names |= more
+    while new := {n for d in dims.assumptions(names).values() for n in dims.free(d)} - names:
+        names |= new
     assumed = dims.assumptions(sorted(names))
     lines += [repr((n, dims.minimum(n), repr(dims.terms(assumed[n])) if n in assumed else "")) for n in sorted(names)]
     return "\n".join(lines)
 
 
-def _plain(v: Any) -> Any:
-    """An attribute as what has a text that tells it from all others. Raises _Unknown."""
-    if v is None or type(v) in (bool, int, float, str):
-        return v
-    if type(v) in (tuple, list):
-        return type(v)([_plain(x) for x in v])
-    if type(v) is dict:
-        return {_plain(k): _plain(x) for k, x in v.items()}
-    if isinstance(v, dtypes.DType):
-        return ("dtype", v.name)
-    if isinstance(v, (np.ndarray, np.generic)) and v.dtype.kind in "biuf":
-        return ("array", v.dtype.str, v.shape, v.tobytes())
-    if hasattr(v, "free_symbols"):
-        return ("size", repr(dims.terms(v)), sorted((n, dims.minimum(n)) for n in dims.free(v)))
-    raise _Unknown
-
-
-def _surroundings(strict: bool) -> list[Any]:
-    return [*_installed(), cpu.flags(strict), cpu.blas() is not None]
-
-
-@functools.cache
-def _installed() -> list[Any]:
-    """This package's files, what it runs on, and the compiler."""
-    root = Path(__file__).parent
-    files: list[tuple[str, int, int]] = []
-    folders = [str(root)]
+def _files() -> list[tuple[str, int, int, int]]:
+    """This package's files, as they are on disk."""
+    found: list[tuple[str, int, int, int]] = []
+    folders = [str(Path(__file__).parent)]
     while folders:
         with os.scandir(folders.pop()) as entries:
             for e in entries:
                 if e.name.endswith((".py", ".c", ".h")):
-                    found = e.stat()
-                    files.append((e.path, found.st_size, found.st_mtime_ns))
+                    s = e.stat()
+                    found.append((e.path, s.st_size, s.st_mtime_ns, s.st_ctime_ns))
                 elif not e.name.startswith("__") and e.is_dir(follow_symlinks=False):
                     folders.append(e.path)
-    return [sorted(files), sys.version, np.__version__, cpu._identity(cpu.need_compiler())]
+    return sorted(found)
+
+
+def _fields(what: Any) -> dict[str, Any]:
+    return {k: v for k, v in vars(what).items() if k != "__slotnames__"}  # put there by copy.copy
+
+
+# What keys speak of by name, as it was when it was imported.
+_FILES = _files()
+_OPS = {name: (record, _fields(record)) for name, record in {**REGISTRY, PICK.name: PICK}.items()}
+_OPTIM = [(what, _fields(what)) for what in (optim, optim.Optimizer, optim.AdamW, optim.SGD)]
+
+
+def _as_imported(update: Optimizer) -> bool:
+    """Whether ops and optimisers are those of this package, with nothing put in place of their rules and methods."""
+    if not any(type(update) is what for what, _ in _OPTIM):
+        return False
+    for what, then in [*_OPTIM, *_OPS.values()]:
+        now = _fields(what)
+        if now.keys() != then.keys() or any(now[k] is not v for k, v in then.items()):
+            return False
+    return True
+
+
+@functools.cache
+def _machine() -> list[str]:
+    return [sys.version, np.__version__, cpu.identity(cpu.need_compiler())]
 
 
 # ------------------------------------------------------------------------------------------------ the disk
@@ -183,7 +205,7 @@ class Kept:
             native = Native(Image(**image), unit, set(self.signature.donated.values()))
             need = found["peak"] - found["given"] * (limit is None)
             ranges = [(k, low, high, ignored) for k, low, high, ignored in found["ranges"]]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except DAMAGED:
             return None
         return (native, ranges) if memory.fits(need, limit) else None
 
@@ -193,15 +215,16 @@ def find(key: str) -> Kept | None:
     folder = _folder() / key
     try:
         found = Kept(folder)
-        os.utime(folder)
-    except (OSError, ValueError, KeyError, TypeError):
+    except DAMAGED:
         return None
+    with contextlib.suppress(OSError):
+        os.utime(folder)
     return found
 
 
 def keep(key: str, built: Built, shapes: Shapes, image: Image, ranges: Ranges, report: MemoryReport) -> None:
     """Write what the next process needs to run this program on arrays of these shapes; nothing where it cannot."""
-    if len(built.program.kernels) < FEWEST or sum(a.nbytes for _, a in image.tables) > TABLES:
+    if len(built.program.kernels) < FEWEST or sum(a.nbytes for _, a in image.tables) > TABLES or _files() != _FILES:
         return
     tables = [(slot, a.dtype.str, a.shape, base64.b64encode(a.tobytes()).decode("ascii")) for slot, a in image.tables]
     signature = built.signature
@@ -222,7 +245,8 @@ def keep(key: str, built: Built, shapes: Shapes, image: Image, ranges: Ranges, r
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _write(folder / f"{_name(shapes)}.json", bound)
         _write(folder / "step.json", step)
-        _prune()
+        _prune(folder, SHAPES + 1)
+        _prune(_folder(), STEPS)
     except OSError:
         pass
 
@@ -252,10 +276,10 @@ def _write(path: Path, what: Any) -> None:
         os.replace(made, path)
 
 
-def _prune() -> None:
-    folders = sorted(_folder().iterdir(), key=lambda f: f.stat().st_mtime)
-    for folder in folders[: max(0, len(folders) - STEPS)]:
-        shutil.rmtree(folder, ignore_errors=True)
+def _prune(folder: Path, most: int) -> None:
+    found = sorted(folder.iterdir(), key=lambda f: f.stat().st_mtime)
+    for path in found[: max(0, len(found) - most)]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-__all__ = ["Kept", "find", "keep", "key"]
+__all__ = ["Kept", "find", "keep", "key", "wanted"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
@@ -141,6 +142,8 @@ class Op:
 
     def __init__(self, fn: Rule, **fields: Any) -> None:
         self.name: str = fields.pop("name", None) or fn.__name__.rstrip("_")
+        if not self.name.isidentifier() or keyword.iskeyword(self.name):  # it is a name in generated code, too
+            raise OpError("TG250", f"{self.name!r} is no name for an op", hint='an identifier: name="leaky_relu"')
         self.fn = fn
         self.doc: str = inspect.getdoc(fn) or ""
         self.params = tuple(_params(self.name, fn))
@@ -233,7 +236,7 @@ def op(fn: Rule | None = None, *, primitive: bool = False, **fields: Any) -> Any
     A user's op owes `shape` (a rule or a pattern such as `"B T d, d -> B T d"`) and either a body in smaller
     ops or a `@name.forward`. Fields: see `Op`.
 
-    Raises OpError[TG250] for an unknown field.
+    Raises OpError[TG250] for an unknown field, or a name that is none.
     """
 
     def make(fn: Rule) -> Op:
@@ -242,7 +245,7 @@ def op(fn: Rule | None = None, *, primitive: bool = False, **fields: Any) -> Any
             if record.name in REGISTRY:
                 raise OpError("TG250", f"two built-in ops are called {record.name}")
             REGISTRY[record.name] = record
-        elif record.name in REGISTRY:  # passes and backends know built-in ops by name: this is another
+        elif record.name in (*REGISTRY, "pick"):  # passes and backends know built-in ops by name: this is another
             record.name = f"user_{record.name}"
         if record.shape is None:
             raise OpError(

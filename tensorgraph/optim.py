@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from . import dims
 from .errors import ModelError
@@ -14,7 +14,7 @@ from .ops.elementwise import add, cos, exp, expm1, maximum, minimum, mul, sqrt
 from .ops.elementwise import cast as cast_
 from .ops.leaf import const, input
 from .ops.reduce import sum
-from .tensor import Tensor, scope
+from .tensor import Scope, Tensor, at, current_loc, scope
 
 SQUARES, SHARE = (
     InputSpec("B d", low=0.0, top=1.0),
@@ -100,8 +100,8 @@ def _(
     grad = xp.reshape(g, (-1,))
     kind = m.dtype.type
     keep, small, inv1, inv2 = kind(1) - rate * kind(decay), kind(eps), kind(1) / c1, kind(1) / c2
-    for at in range(0, grad.size, BLOCK):
-        part = slice(at, at + BLOCK)
+    for start in range(0, grad.size, BLOCK):
+        part = slice(start, start + BLOCK)
         pb, mb, vb, gb = flat[0][part], flat[1][part], flat[2][part], grad[part].astype(m.dtype)
         t = gb * kind(1 - b1)
         mb *= kind(b1)
@@ -123,6 +123,15 @@ def _(
     return to
 
 
+class Clock(NamedTuple):
+    """The scope of an update, the state's count of steps, the number of the step in hand, and its learning rate."""
+
+    scope: Scope
+    step: Tensor
+    now: Tensor
+    rate: Tensor
+
+
 class Optimizer:
     """What turns gradients into new parameters. `slots(p)` names its state per parameter; `update` makes the nodes."""
 
@@ -141,17 +150,21 @@ class Optimizer:
             return self.lr(cast_(step, "float32"))
         return self.lr if isinstance(self.lr, Tensor) else const(float(self.lr), "float32")
 
+    def clock(self) -> Clock:
+        """The steps counted, and the learning rate at the next one: what an update has without any gradient."""
+        step = input("step", (), "int32")
+        with scope("", kind="update") as here:
+            now = step + 1
+            return Clock(here, step, now, self.rate(now))
+
     def build(
-        self, params: Mapping[str, Tensor], grads: Mapping[str, Tensor]
+        self, params: Mapping[str, Tensor], grads: Mapping[str, Tensor], clock: Clock | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Leaves of the optimiser's state, and what every entry of the state becomes."""
-        step = input("step", (), "int32")
+        here, step, now, rate = clock or self.clock()
         state: dict[str, Tensor] = {"step": step}
-        after: dict[str, Tensor] = {}
-        with scope("", kind="update"):
-            now = step + 1
-            after["step"] = now
-            rate = self.rate(now)
+        after: dict[str, Tensor] = {"step": now}
+        with at(here, current_loc()):
             if self.clip is not None:
                 grads = clip_by_global_norm(grads, self.clip)
             shared = self.shared(now, rate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Iterator, Mapping
@@ -9,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from . import autodiff, dims, interpret
+from . import autodiff, dims, interpret, kept
 from .built import MemoryReport, Options, RematReport, Source
 from .compiled import Compiled, coerce, unflatten
 from .cost import Cost
 from .errors import GraphError, StateError, caller
 from .graph import Graph
 from .ops.random import generator
-from .optim import Optimizer
+from .optim import Clock, Optimizer
 from .passes import memory
 from .tensor import Tensor, at, current_scope
 
@@ -97,20 +98,31 @@ class Step:
     `state = step.init(params)`, then `value, state = step(state, **inputs)`.
     """
 
-    def __init__(
-        self, flat: dict[str, Tensor], tree: Any, update: Optimizer, options: Options, key: str | None = None
-    ) -> None:
+    def __init__(self, flat: dict[str, Tensor], tree: Any, update: Optimizer, options: Options) -> None:
         graph = Graph(flat, name=options.name)
         self.params, self.inputs = graph.params, graph.inputs
         self.trained = {n: p for n, p in graph.params.items() if p.attrs.get("trained", True) and p.dtype.is_float}
-        self.tree, self.options, self.update, self._flat = tree, options, update, flat
+        self.tree, self.options, self.update, self._flat = tree, options, copy.copy(update), flat
         self._here = current_scope(), caller()  # where the update stands, whenever it is made
-        self.compiled = Compiled(self._source, tree, options, key)
+        self.compiled = Compiled(self._source, tree, options, self._name)
         self._place = {n.removeprefix("value/"): i for i, n in enumerate(self.compiled.signature.results)}
         leaves = self.compiled.signature.leaves  # every entry of the state: its dtype, and whether it is one number
         self._entries = {f"params/{n}": (p.dtype, not p.shape) for n, p in self.params.items()}
         for k in self.compiled.signature.donated.values():
             self._entries.setdefault(k, (leaves[k][0], not leaves[k][1]))
+
+    def _name(self) -> str | None:
+        """What the step is called on disk."""
+        clock = self._clock if kept.wanted(self.options) else None
+        return None if clock is None else kept.key(self._flat, self.tree, self.update, clock, self.options)
+
+    @functools.cached_property
+    def _clock(self) -> Clock | None:
+        try:
+            with at(*self._here):
+                return self.update.clock()
+        except Exception:  # raised when the update is made, if nothing else is wrong before
+            return None
 
     def _source(self) -> Source:
         slots, after = self._update
@@ -139,7 +151,7 @@ class Step:
     def _update(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         grads = self.grads
         with at(*self._here):
-            return self.update.build(self.params, grads)
+            return self.update.build(self.params, grads, self._clock if kept.wanted(self.options) else None)
 
     @property
     def slots(self) -> dict[str, Tensor]:

@@ -116,6 +116,11 @@ def current_scope() -> Scope:
     return _here.get()[0]
 
 
+def current_loc() -> Loc | None:
+    """The line at which nodes are made now, if `at` says one."""
+    return _here.get()[1]
+
+
 @contextmanager
 def at(scope: Scope, loc: Loc | None = None) -> Iterator[Scope]:
     """Make nodes in `scope`; with `loc`, as if written at that line."""

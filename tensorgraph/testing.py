@@ -32,16 +32,16 @@ def override(op: Op | str, vjp: Callable[..., Any]) -> Iterator[Op]:
             f"there is no op called {op!r}",
             hint="give the record itself: tg.testing.override(tg.softmax, ...)",
         )
-    before = autodiff.overrides.get(record.name)
-    autodiff.overrides[record.name] = vjp
+    before = autodiff.overrides.get(record)
+    autodiff.overrides[record] = vjp
     autodiff._templates.clear()  # they were made with the rules of before
     try:
         yield record
     finally:
         if before is None:
-            del autodiff.overrides[record.name]
+            del autodiff.overrides[record]
         else:
-            autodiff.overrides[record.name] = before
+            autodiff.overrides[record] = before
         autodiff._templates.clear()
 
 

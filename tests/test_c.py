@@ -303,6 +303,23 @@ def test_a_step_after_a_sum_of_segments_in_numpy_comes_after_it():
         np.testing.assert_allclose(found, want, rtol=1e-6)
 
 
+def test_tables_have_the_dtype_that_the_graph_says():
+    B = tg.dim("B")
+    x, k = tg.input("x", (B,)), tg.input("k", (B,), "int32")
+    cases = {
+        "float32 of int32": x * (tg.arange(size=B) * 0.5),
+        "a gradient over a size": tg.grad(tg.sum(x * x) / tg.dimension(B), x),
+        "int32 of int8 and uint8": k + (tg.cast(tg.arange(size=B), "int8") + tg.cast(tg.arange(size=B), "uint8")),
+    }
+    X, K = np.array([1.0, 2.0, 3.0, 4.0], "f4"), np.zeros(4, "i4")
+    want = {"float32 of int32": X * [0.0, 0.5, 1.0, 1.5], "a gradient over a size": X / 2,
+            "int32 of int8 and uint8": 2 * np.arange(4)}  # fmt: skip
+    for backend in ("numpy", "c"):
+        found = tg.compile(cases, backend=backend)(x=X, k=K)
+        for name in cases:
+            np.testing.assert_allclose(found[name], want[name], err_msg=f"{name} on {backend}")
+
+
 def test_a_number_of_threads_that_is_none_is_said_once(monkeypatch, caplog):
     monkeypatch.setenv("TENSORGRAPH_THREADS", "many")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")

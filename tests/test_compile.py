@@ -523,6 +523,20 @@ def times(factor: float, name: str) -> Any:
 
 
 @pytest.mark.parametrize("backend", ["numpy", pytest.param("c", marks=WITH_C)])
+@pytest.mark.parametrize("name", ["unit0", "pick", "input", "np", "F", "step"])
+def test_an_op_may_have_the_name_of_anything_in_generated_code(backend, name):
+    x = tg.input("x", (2,))
+    found = tg.compile(tg.exp(times(3.0, name)(tg.exp(x))), backend=backend)(x=np.zeros(2, "f4"))
+    np.testing.assert_allclose(found, np.exp(3.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["my op", "x.y", "lambda", "x(np,a[0]) if print('INJECTED') else F.x"])
+def test_what_is_no_name_is_none_for_an_op(name):
+    with pytest.raises(tg.OpError, match=r"TG250.*is no name for an op"):
+        tg.op(lambda x: x, name=name, shape="B -> B")
+
+
+@pytest.mark.parametrize("backend", ["numpy", pytest.param("c", marks=WITH_C)])
 def test_ops_of_one_name_are_two_ops(backend):
     x = tg.input("x", (2,))
     made = {f"{name} {factor}": times(factor, name)(x) for name in ("act", "tanh", "matmul") for factor in (2.0, 3.0)}

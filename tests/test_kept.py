@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
@@ -215,13 +216,106 @@ def test_what_is_damaged_is_compiled_again(cache, damage):
     assert run(two, model) == want
 
 
+def test_what_changes_after_compiling_is_not_kept(cache):
+    """Neither by a first process, nor by one that compiles more shapes of a step that it took up."""
+    right = REGISTRY["tanh"].vjp_fn
+    x, w = tg.input("x", (B, 3)), tg.ops.param("w", (3, 3))
+
+    def stack() -> tg.Tensor:
+        h = x
+        for _ in range(24):
+            h = tg.softmax(tg.tanh(h @ w) * 0.5 + h)
+        return tg.mean(h)
+
+    def step() -> tg.Step:
+        return tg.compile(stack(), update=tg.optim.SGD(0.1), backend="c")
+
+    def trained(made: tg.Step, rows: int) -> bytes:
+        _, state = made(made.init({"w": np.eye(3)}), x=np.linspace(0, 1, 3 * rows, dtype="f4").reshape(rows, 3))
+        return state["params/w"].tobytes()
+
+    first = step()
+    try:
+        REGISTRY["tanh"].vjp_fn = lambda g, y, x: (g * 100.0,)
+        trained(first, 2)
+    finally:
+        REGISTRY["tanh"].vjp_fn = right
+    assert not list(cache.rglob("*.json")), "the gradient may have been made with either rule"
+    want = {rows: trained(step(), rows) for rows in (2, 5)}
+    files = sorted((p for p in cache.rglob("*.json") if p.name != "step.json"), key=lambda p: p.stat().st_mtime_ns)
+    files[-1].unlink()  # that of 5 rows
+    second = step()
+    assert trained(second, 2) == want[2] and from_disk(second)
+    try:
+        REGISTRY["tanh"].vjp_fn = lambda g, y, x: (g * 100.0,)
+        with pytest.raises(TensorgraphError, match=r"TG316.*compiled before something that it depends on was changed"):
+            trained(second, 5)
+    finally:
+        REGISTRY["tanh"].vjp_fn = right
+    assert trained(second, 5) == want[5]
+
+
+def test_an_optimiser_that_is_changed_later_is_that_of_before(cache):
+    rate = tg.optim.SGD(0.5)
+    x, w = tg.input("x", (B,)), tg.ops.param("w", ())
+    step = tg.compile(tg.mean(x * w), update=rate, backend="c")
+    rate.lr = 100.0
+    _, state = step(step.init({"w": np.float32(1.0)}), x=np.ones(2, "f4"))
+    assert state["params/w"] == 0.5
+
+
+def test_a_rate_is_asked_for_once(cache):
+    asked = []
+
+    def rate(step: tg.Tensor) -> tg.Tensor:
+        asked.append(step)
+        return step * (0.1 * len(asked))
+
+    x, w = tg.input("x", (B,)), tg.ops.param("w", ())
+    step = tg.compile(tg.mean(x * w), update=tg.optim.SGD(rate), backend="c")
+    _, state = step(step.init({"w": np.float32(1.0)}), x=np.ones(2, "f4"))
+    assert len(asked) == 1 and state["params/w"] == pytest.approx(0.9)
+
+
+def broken(step: tg.Tensor) -> tg.Tensor:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(("loss", "code"), [
+    (lambda: tg.mean(tg.input("x", (B,))), "TG312"),
+    (lambda: tg.mean(tg.input("x", (B,)) + tg.input("x", (B,)) * tg.ops.param("w", ())), "TG309"),
+    (lambda: tg.input("x", (B,)) * tg.ops.param("w", ()), "TG401"),
+])  # fmt: skip
+def test_what_is_wrong_is_said_in_the_same_order(cache, loss, code):
+    with pytest.raises(TensorgraphError, match=code):
+        tg.compile(loss(), update=tg.optim.SGD(broken), backend="c")
+    with pytest.raises(ZeroDivisionError):
+        tg.compile(small(), update=tg.optim.SGD(broken), backend="c")
+
+
+def test_two_inputs_of_one_name_are_refused_whatever_is_kept(cache, monkeypatch):
+    monkeypatch.setattr(kept, "FEWEST", 0)
+
+    def step(lr: tg.Tensor, other: tg.Tensor) -> Any:
+        made = tg.compile(
+            tg.mean(tg.input("x", (B,)) * tg.ops.param("w", ()) * lr), update=tg.optim.SGD(other), backend="c"
+        )
+        return made(made.init({"w": np.float32(1.0)}), x=np.ones(2, "f4"), lr=np.float32(0.5))
+
+    shared = tg.input("lr", ())
+    step(shared, shared)
+    with pytest.raises(TensorgraphError, match=r"TG309.*two inputs are called 'lr'"):
+        step(tg.input("lr", ()), tg.input("lr", ()))
+
+
 # ------------------------------------------------------------------------------------------------ keys
 
 
 def key(outputs: Any, update: Any = None, **options: Any) -> str | None:
     outputs = outputs if isinstance(outputs, dict) else {"loss": outputs}
-    filled = {"backend": "c", "binding": {}, "debug": None, "trace": None, "name": "graph", **options}
-    return kept.key(outputs, "loss", update or tg.optim.AdamW(1e-3), Options(**filled))
+    made = Options(**{"backend": "c", "binding": {}, "debug": None, "trace": None, "name": "graph", **options})
+    update = update or tg.optim.AdamW(1e-3)
+    return kept.key(outputs, "loss", update, update.clock(), made) if kept.wanted(made) else None
 
 
 def small(
@@ -264,11 +358,20 @@ def test_whatever_is_otherwise_has_another_key(cache, monkeypatch):
     }  # fmt: skip
     monkeypatch.setenv("TENSORGRAPH_CFLAGS", "-O1")
     found["flags"] = [key(small())]
-    monkeypatch.setattr(kept, "_installed", lambda: ["another version"])
+    monkeypatch.setattr(kept, "_FILES", ["another version"])
     found["version"] = [key(small())]
     keys = [k for ks in found.values() for k in ks]
     assert None not in keys
     assert len(set(keys)) == len(keys)
+
+
+def test_an_assumption_on_a_size_in_an_attribute_changes_the_key(cache):
+    N, M = tg.dims("N_kept M_kept")
+    found = {key(small() / tg.dimension(N))}
+    tg.assume(N, M)
+    found.add(key(small() / tg.dimension(N)))
+    tg.assume(M, 2 * B)
+    assert len(found | {key(small() / tg.dimension(N))}) == 3
 
 
 def test_an_assumption_changes_the_key(cache):
@@ -295,20 +398,37 @@ def test_what_cannot_be_told_apart_has_no_key(cache, monkeypatch, tmp_path):
     (slope,) = tg.grad(loss, list(tg.Graph(loss).params.values()))
     assert key(tg.mean(tg.square(slope))) is None, "a loss of gradients"
     assert key(small(), Own(0.1)) is None
+    mine = tg.op(lambda x: tg.tanh(x) * 2.0, builtin=True, name="twice_tanh", shape="B d -> B d")
+    try:
+        assert key(tg.mean(mine(x * w))) is None, "it says that it is built in"
+    finally:
+        del REGISTRY["twice_tanh"]
+    with tg.testing.override("tanh", lambda g, y, x: (g,)):
+        assert key(small()) is None
     assert key(small(), backend="numpy") is None
     assert key(small(), debug="nonfinite") is None
     assert key(small(), trace=str(tmp_path)) is None
     with tg.scope("outside"):
         assert key(small()) is None
-    monkeypatch.setattr(REGISTRY["tanh"], "vjp_fn", lambda g, y, x: (g,))
-    assert key(small()) is None, "a rule of the user's own"
-    monkeypatch.undo()
+    for what, name, new in (
+        (REGISTRY["tanh"], "vjp_fn", functools.wraps(REGISTRY["tanh"].vjp_fn)(lambda g, y, x: (g,))),
+        (REGISTRY["silu"], "body", lambda x: x),
+        (REGISTRY["tanh"], "nodiff", "because"),
+        (tg.optim.SGD, "shared", lambda self, step, rate: {"rate": rate * 2.0}),
+        (tg.optim.AdamW, "rate", lambda self, step: tg.ops.const(1.0)),
+        (tg.optim, "clip_by_global_norm", lambda grads, limit: grads),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(what, name, new, raising=False)
+            assert key(small()) is None, f"{name} is not the package's"
+    assert key(small()) is not None
     monkeypatch.setenv("TENSORGRAPH_KEEP", "0")
     assert key(small()) is None
+    assert not [name for name, record in REGISTRY.items() if kept._OPS[name][0] is not record]
 
 
 def test_the_text_of_the_code_is_part_of_the_key(cache, monkeypatch):
-    files = kept._installed.__wrapped__()[0]
+    files = kept._files()
     root = Path(tg.__file__).parent
     there = {str(p) for p in root.rglob("*.[pch]*") if p.suffix in (".py", ".c", ".h")}
     assert {path for path in there if "/models/" not in path and "/visualize/" not in path} <= {

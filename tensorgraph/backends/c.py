@@ -157,7 +157,7 @@ class Lowered(cpacked.PackedProducts, cindex.Indexing, plain.Lowered):
             text = self._region(step) if step.region else self.special(step)
             if text is not None:
                 if not inside:
-                    lines.append(f"F.unit{len(self.segments)}(v.call)")
+                    lines.append(f"C.unit{len(self.segments)}(v.call)")
                     self.segments.append([])
                     inside = True
                 self.segments[-1] += around
@@ -244,7 +244,7 @@ class Lowered(cpacked.PackedProducts, cindex.Indexing, plain.Lowered):
         self.unit = Path(library._name).name
         calls = [cpu.segment(library, i) for i in range(len(self.segments))]
         self.segment = calls[0]
-        self._records.update({f"unit{i}": _checked(call) for i, call in enumerate(calls)})
+        self._units.update({f"unit{i}": _checked(call) for i, call in enumerate(calls)})
         self._clocks = (ctypes.c_double * len(self.spent)).in_dll(library, "tg_spent") if self.timed else None
 
     @property

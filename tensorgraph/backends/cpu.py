@@ -24,6 +24,7 @@ import numpy as np
 from ..errors import BackendError
 
 log = logging.getLogger("tensorgraph")
+WRAPPERS = ("ccache", "sccache", "distcc", "icecc")
 BLAS_NAMES = [  # product, threads, whether its integers have 64 bits
     ("scipy_cblas_{}gemm64_", "scipy_openblas_{}_num_threads64_", True),
     ("cblas_{}gemm64_", "openblas_{}_num_threads64_", True),
@@ -79,12 +80,14 @@ def need_compiler() -> tuple[str, ...]:
 
 
 @functools.cache
-def _identity(cc: tuple[str, ...]) -> str:
+def identity(cc: tuple[str, ...]) -> str:
     """What a cached build depends on besides its source: compiler and processor."""
     zig = importlib.util.find_spec("ziglang") if "ziglang" in cc else None
-    file = os.path.realpath(zig.origin if zig and zig.origin else cc[0])
-    found = os.stat(file)
-    version = f"{file} {found.st_size} {found.st_mtime_ns}"
+    named = filter(None, [zig.origin if zig else None, *map(shutil.which, cc)])
+    files = [os.path.realpath(file) for file in named]
+    version = str([(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files])
+    if sys.platform == "darwin" or any(Path(file).name in WRAPPERS for file in files):  # the file is not the compiler
+        version += subprocess.run([*cc, "--version"], capture_output=True, text=True, check=False).stdout
     cpu = platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -143,7 +146,7 @@ def build(source: str, options: list[str]) -> str:
     Raises BackendError[TG704] without a compiler, [TG705] if it fails.
     """
     cc = need_compiler()
-    key = hashlib.blake2b("\n".join([source, *options, _identity(cc)]).encode(), digest_size=20).hexdigest()
+    key = hashlib.blake2b("\n".join([source, *options, identity(cc)]).encode(), digest_size=20).hexdigest()
     path = cache() / f"{key}.so"
     if path.exists():
         return str(path)

@@ -38,6 +38,7 @@ class Lowered:
         self.sizes: list[Dim] = []
         self._slot: dict[Dim, int] = {}
         self._records: dict[str, Any] = {}
+        self._units: dict[str, Any] = {}  # what a backend calls beside the records' forwards
         self.views_lines: list[str] = []
         self.held_lines: list[str] = []
         self.given_lines: list[str] = []
@@ -52,6 +53,7 @@ class Lowered:
         space: dict[str, Any] = {
             "np": xp.numpy,
             "F": SimpleNamespace(**self._records),
+            "C": SimpleNamespace(**self._units),
             "D": SimpleNamespace(**dtypes.ALL),
             "within": within,
             "clock": time.perf_counter,
@@ -320,7 +322,7 @@ class Bound:
         self.v = SimpleNamespace()
         tables = [v for v in program.values if v.kind in ("table", "literal")]
         for v, array in zip(tables, interpret.evaluate([v.node for v in tables], {}, binding), strict=True):
-            setattr(self.v, f"t{v.index}", array)
+            setattr(self.v, f"t{v.index}", np.asarray(array, v.dtype.np))  # NumPy promotes by other rules
         self.tables = sum(int(a.nbytes) for a in (getattr(self.v, f"t{v.index}") for v in tables))
         lowered.views([dims.evaluate(d, binding) for d in lowered.sizes], stretches, self.v)
 

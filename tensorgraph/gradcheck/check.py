@@ -261,7 +261,7 @@ class _Run:
         if not findings:
             return
         bad = [f for f in findings if f.verdict not in (PASS, KINK)]
-        if bad and t.op.body is not None and t.op.vjp_fn is None and t.op.name not in autodiff.overrides:
+        if bad and t.op.body is not None and t.op.vjp_fn is None and t.op not in autodiff.overrides:
             if self._blame(place):
                 return
             bad[0].note += "; its forward and its definition disagree"

@@ -170,7 +170,7 @@ def input_names(node: Tensor) -> list[str]:
 
 
 def has_rule(node: Tensor) -> bool:
-    return node.op.name in autodiff.overrides or node.op.vjp_fn is not None
+    return node.op in autodiff.overrides or node.op.vjp_fn is not None
 
 
 def opens(node: Tensor) -> bool:

@@ -85,7 +85,7 @@ def const(value: Any, dtype: Any = None) -> Tensor:
 
 
 def dimension(value: Any, like: DType | None = None) -> Tensor:
-    """A size as a scalar: `x / tg.dimension(d)`. Takes the dtype beside it, or int32."""
+    """A size as a scalar of the dtype `like`, or int32: `x / tg.dimension(d)`. A bare size takes that beside it."""
     value = dims.canon(value)
     kind = like if like is not None and like.kind != "b" else dtypes.int32
     if type(value) is int:
