@@ -230,7 +230,8 @@ class Compiled:
         try:
             results = found.bound.run(P)
         except BaseException as error:
-            error.__dict__["halfway"] = True  # what is overwritten may be so in part
+            if not found.bound.atomic:
+                error.__dict__["halfway"] = True  # what is overwritten may be so in part
             raise
         return dict(zip(self.signature.results, results, strict=True))
 

@@ -425,6 +425,7 @@ class Graph:
                     place = tuple(int(i) for i in np.argwhere(bad)[0])
                     at = f"{name}[{', '.join(map(str, place))}]" if place else name
                     text = f"{at} = {int(a[place])} is outside [{low}, {top})"
+                    text += f", and not {ignored}, which is left out" if ignored is not None else ""
                     raise DataError(
                         "TG504",
                         text,

@@ -141,7 +141,9 @@ class Op:
     """
 
     def __init__(self, fn: Rule, **fields: Any) -> None:
-        self.name: str = fields.pop("name", None) or fn.__name__.rstrip("_")
+        called = "function" if fn.__name__ == "<lambda>" else fn.__name__
+        bare = called.rstrip("_")
+        self.name: str = fields.pop("name", None) or (called if keyword.iskeyword(bare) else bare)
         if not self.name.isidentifier() or keyword.iskeyword(self.name):  # it is a name in generated code, too
             raise OpError("TG250", f"{self.name!r} is no name for an op", hint='an identifier: name="leaky_relu"')
         self.fn = fn

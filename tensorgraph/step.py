@@ -26,7 +26,8 @@ class State(Mapping[str, Any]):
     """Parameters and optimiser state of a training run, by name: `params/...`, `m/...`, `v/...`, `step`.
 
     A step consumes the state it is given and returns the next one, in the same storage. Reading or passing a
-    consumed state raises StateError[TG601], and so does one on which a step failed halfway.
+    consumed state raises StateError[TG601], and so does one on which a step failed halfway. A step of one call of C
+    that Ctrl-C interrupts is whole: the state given is what it was, or what it has become (`state["step"]` tells).
     """
 
     def __init__(self, arrays: dict[str, Any], owner: Any = None) -> None:
@@ -257,6 +258,9 @@ class Step:
             fresh[k][...] = coerce(k, arrays[k], t)
         return State(fresh, self)
 
+    def _values(self, found: Any) -> Any:
+        return unflatten(self.tree, {n: found[i] for n, i in self._place.items()})
+
     def __call__(self, state: State, /, **inputs: Any) -> tuple[Any, State]:
         if not isinstance(state, State):
             raise StateError(
@@ -266,15 +270,16 @@ class Step:
             try:
                 with self.compiled._lock:
                     found = state.repeat(inputs)
-            except BaseException:
-                state.spoil()
+            except BaseException as error:
+                if not state.repeat.atomic or "halfway" in error.__dict__:
+                    state.spoil()
                 raise
             if found is not None:
+                plain = type(self.tree) is str
+                value = found[self._place[self.tree]] if plain else self._values(found)
                 after = State(state._arrays, self)
                 after.repeat, state._arrays = state.repeat, None
-                if type(self.tree) is str:
-                    return found[self._place[self.tree]], after
-                return unflatten(self.tree, {n: found[i] for n, i in self._place.items()}), after
+                return value, after
         if state.owner is not self:
             raise StateError("TG602", "this state belongs to another step", hint="step.load(dict(state)) adopts a copy")
         compiled = self.compiled

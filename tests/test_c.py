@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -329,6 +331,39 @@ def test_a_number_of_threads_that_is_none_is_said_once(monkeypatch, caplog):
     ]
 
 
+@pytest.mark.parametrize(("what", "why"), [
+    ("file", "Not a directory|File exists"), ("group", "others can write there"), ("proc", "No such file|be made"),
+])  # fmt: skip
+def test_a_cache_that_cannot_be_used_is_said_and_nothing_stays(tmp_path, what, why):
+    folder = {"file": tmp_path / "file", "group": tmp_path, "proc": Path("/proc/nothing")}[what]
+    if what == "file":
+        folder.write_text("")
+    elif what == "group":
+        (folder / "c").mkdir()
+        (folder / "c").chmod(0o770)
+    code = "from tensorgraph.backends import cpu; print(cpu.cache()); print(cpu.cache())"
+    env = {**os.environ, "TENSORGRAPH_CACHE": str(folder)}
+    ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert re.search(rf"the cache {folder}/c is not used: ({why})", ran.stderr) and ran.stderr.count("is not used") == 1
+    first, second = ran.stdout.split()
+    assert first == second and not Path(first).exists()
+
+
+def test_what_killed_builds_left_behind_is_removed(monkeypatch, tmp_path):
+    monkeypatch.setenv("TENSORGRAPH_CACHE", str(tmp_path))
+    cpu.cache.cache_clear()
+    cpu._tidy.cache_clear()
+    try:
+        old, new = (cpu.cache() / name for name in ("tmpold", "tmpnew"))
+        for folder in (old, new):
+            folder.mkdir()
+        os.utime(old, (0, 0))
+        cpu.build("int f(void) { return 1; }", cpu.flags(False))
+        assert not old.exists() and new.exists()
+    finally:
+        cpu.cache.cache_clear()
+
+
 def test_a_cache_that_is_deleted_or_damaged_is_made_again(monkeypatch, tmp_path):
     monkeypatch.setenv("TENSORGRAPH_CACHE", str(tmp_path))
     cpu.cache.cache_clear()
@@ -336,9 +371,12 @@ def test_a_cache_that_is_deleted_or_damaged_is_made_again(monkeypatch, tmp_path)
         source = "int f(void) { return 41; }"
         assert cpu.load(source, cpu.flags(False)).f() == 41
         (built,) = (tmp_path / "c").glob("*.so")
-        built.unlink()
-        built.write_bytes(b"junk")
-        assert cpu.load(source, cpu.flags(False)).f() == 41
+        whole = built.read_bytes()
+        for damage in (b"junk", whole[:5000], b""):  # what is cut short loads, and ends the process where it is touched
+            built.unlink()
+            built.write_bytes(damage)
+            assert cpu.load(source, cpu.flags(False)).f() == 41
+            assert len(built.read_bytes()) == len(whole)
         shutil.rmtree(tmp_path)
         assert cpu.load(source + " ", cpu.flags(False)).f() == 41
     finally:

@@ -13,6 +13,7 @@ import pytest
 
 import tensorgraph as tg
 from tensorgraph.backends import cpu
+from tensorgraph.backends.cimage import Native
 from tensorgraph.errors import TensorgraphError
 from tensorgraph.passes import memory
 
@@ -523,14 +524,14 @@ def times(factor: float, name: str) -> Any:
 
 
 @pytest.mark.parametrize("backend", ["numpy", pytest.param("c", marks=WITH_C)])
-@pytest.mark.parametrize("name", ["unit0", "pick", "input", "np", "F", "step"])
+@pytest.mark.parametrize("name", ["unit0", "pick", "input", "np", "F", "step", "lambda_"])
 def test_an_op_may_have_the_name_of_anything_in_generated_code(backend, name):
     x = tg.input("x", (2,))
     found = tg.compile(tg.exp(times(3.0, name)(tg.exp(x))), backend=backend)(x=np.zeros(2, "f4"))
     np.testing.assert_allclose(found, np.exp(3.0), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["my op", "x.y", "lambda", "x(np,a[0]) if print('INJECTED') else F.x"])
+@pytest.mark.parametrize("name", ["my op", "x.y", "lambda", "<lambda>", "x(np,a[0]) if print('INJECTED') else F.x"])
 def test_what_is_no_name_is_none_for_an_op(name):
     with pytest.raises(tg.OpError, match=r"TG250.*is no name for an op"):
         tg.op(lambda x: x, name=name, shape="B -> B")
@@ -593,6 +594,41 @@ def test_a_copy_of_a_state_is_another_state():
     assert again["params/w"].tolist() == state["params/w"].tolist()
     with pytest.raises(TensorgraphError, match="TG605"):
         pickle.dumps(state)
+
+
+@WITH_C
+@pytest.mark.parametrize("first", [True, False])
+def test_a_step_of_c_that_is_interrupted_leaves_a_whole_state(monkeypatch, first):
+    """Before the call or after it: the state given is what it was, or what it has become."""
+    x, w = tg.input("x", (B, d)), tg.ops.param("w", (d,))
+    step = tg.compile(tg.mean(tg.square(x * w)), update=tg.optim.SGD(0.1), backend="c")
+    given = {"x": np.ones((2, 3), "f4")}
+    state = step.init({"w": np.ones(3)})
+    if not first:
+        _, state = step(state, **given)
+    bound = next(iter(step.compiled._bound.values())).bound if not first else None
+    for late in (False, True):
+        before = int(state["step"])
+
+        def interrupted(call, *args, late=late):
+            if late:
+                call(*args)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            if first:
+                patch.setattr(Native, "run", lambda self, P, run=Native.run: interrupted(run, self, P))
+            else:
+                patch.setattr(state.repeat, "step", lambda *args, call=state.repeat.step: interrupted(call, *args))
+            with pytest.raises(KeyboardInterrupt):
+                step(state, **given)
+        assert int(state["step"]) == before + late
+    value, state = step(state, **given)
+    again = step.init({"w": np.ones(3)})
+    for _ in range(int(state["step"])):
+        value_again, again = step(again, **given)
+    assert value == value_again and (state["params/w"] == again["params/w"]).all()
+    assert bound is None or bound.atomic
 
 
 def test_an_interrupted_step_leaves_no_state_that_looks_whole(monkeypatch):

@@ -349,7 +349,7 @@ BAD_CALLS = [
     (
         {"input_ids": [[1, 2, 3]], "labels": [[1, 2, 99]]},
         DataError,
-        "[TG504] labels[0, 2] = 99 is outside [0, 11)\n"
+        "[TG504] labels[0, 2] = 99 is outside [0, 11), and not -100, which is left out\n"
         "    labels : i32[B, T]    WHERE\n"
         "  needed by cross_entropy in gpt2 WHERE",
     ),

@@ -19,7 +19,12 @@ Ranges: TypeAlias = "list[tuple[str, int, int, int | None]]"  # of integer input
 
 
 def out_of_range() -> DataError:
-    return DataError("TG505", "an index computed by the graph lies outside its axis", hint='backend="numpy" says which')
+    """For what has been overwritten in part by then."""
+    error = DataError(
+        "TG505", "an index computed by the graph lies outside its axis", hint='backend="numpy" says which'
+    )
+    error.__dict__["halfway"] = True
+    return error
 
 
 class Image(NamedTuple):
@@ -79,7 +84,12 @@ class Frame:
 
 
 class Native:
-    """An image and the function it calls. `donated`: keys of leaves that are overwritten."""
+    """An image and the function it calls. `donated`: keys of leaves that are overwritten.
+
+    An interrupt comes before the call or after it, never in the middle: what is overwritten is whole.
+    """
+
+    atomic = True
 
     def __init__(self, image: Image, segment: Any, donated: set[str], frame: Frame | None = None) -> None:
         self.image, self.segment, self.donated = image, segment, donated
@@ -120,6 +130,8 @@ class Range(ctypes.Structure):
 
 class Repeat:
     """A program called again: all pointers are in place but those of the arrays given anew."""
+
+    atomic = True
 
     def __init__(self, native: Native, P: dict[str, Any], given: Mapping[str, Any], ranges: Ranges) -> None:
         self.native = native

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
 import functools
 import glob
@@ -16,6 +18,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,23 +102,32 @@ def identity(cc: tuple[str, ...]) -> str:
 
 @functools.cache
 def cache() -> Path:
-    """The folder of built code, in $TENSORGRAPH_CACHE or the user's cache; a fresh one if others can write there."""
+    """The folder of built code, in $TENSORGRAPH_CACHE or the user's cache.
+
+    One that cannot be written, or that others can write, is not used, which is said; what is built lasts as long as the
+    process then.
+    """
     root = os.environ.get("TENSORGRAPH_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "tensorgraph"
+        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "tensorgraph"
     )
-    folder = Path(root) / "c"
+    folder = Path(root).expanduser() / "c"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = folder.stat()
-        if (
-            found.st_uid == os.getuid()
-            and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-            and os.access(folder, os.W_OK)
-        ):
+        if found.st_uid != os.getuid():
+            why = "it is another user's"
+        elif found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            why = "others can write there"
+        elif not os.access(folder, os.W_OK):
+            why = "it cannot be written"
+        else:
             return folder
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="tensorgraph-"))
+    except OSError as error:
+        why = error.strerror or "it cannot be made"
+    log.warning("the cache %s is not used: %s. What is compiled is lost when the process ends", folder, why)
+    made = tempfile.mkdtemp(prefix="tensorgraph-")
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return Path(made)
 
 
 def flags(strict: bool) -> list[str]:
@@ -148,7 +160,7 @@ def build(source: str, options: list[str]) -> str:
     cc = need_compiler()
     key = hashlib.blake2b("\n".join([source, *options, identity(cc)]).encode(), digest_size=20).hexdigest()
     path = cache() / f"{key}.so"
-    if path.exists():
+    if _whole(path):
         return str(path)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # it may have been deleted since
     with tempfile.TemporaryDirectory(dir=cache()) as folder:
@@ -164,8 +176,33 @@ def build(source: str, options: list[str]) -> str:
                 notes=ran.stderr.splitlines()[:6],
                 hint='backend="numpy" needs no compiler',
             )
+        digest = _digest(made)
         os.replace(made, path)
+        text.write_text(digest, encoding="ascii")
+        os.replace(text, path.with_suffix(".sum"))
+    _tidy()
     return str(path)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=20).hexdigest()
+
+
+def _whole(path: Path) -> bool:
+    """Whether a unit is as it was built: what is cut short would end the process where it is first touched."""
+    try:
+        return path.with_suffix(".sum").read_text(encoding="ascii") == _digest(path)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+@functools.cache
+def _tidy() -> None:
+    """Remove what builds left behind that were killed."""
+    for folder in cache().glob("tmp*"):
+        with contextlib.suppress(OSError):
+            if folder.stat().st_mtime < time.time() - 3600:
+                shutil.rmtree(folder)
 
 
 def load(source: str, options: list[str]) -> ctypes.CDLL:
@@ -180,9 +217,10 @@ def load(source: str, options: list[str]) -> ctypes.CDLL:
 
 def built(unit: str) -> Any:
     """The function of a library that the cache has under this name. Raises OSError if it does not."""
-    if Path(unit).name != unit:
+    path = cache() / unit
+    if Path(unit).name != unit or not _whole(path):
         raise OSError(f"no unit of the cache: {unit!r}")
-    return segment(ctypes.CDLL(str(cache() / unit)))
+    return segment(ctypes.CDLL(str(path)))
 
 
 def segment(library: Any, number: int = 0) -> Any:

@@ -308,7 +308,9 @@ def _function(name: str, args: str, body: list[str]) -> list[str]:
 
 
 class Bound:
-    """A lowered program for one binding: its arena, its arrays and its tables."""
+    """A lowered program for one binding: its arena, its arrays and its tables. An interrupt may come in the middle."""
+
+    atomic = False
 
     def __init__(self, lowered: Lowered, binding: Mapping[str, int], memory: Plan) -> None:
         program = lowered.program
@@ -356,6 +358,8 @@ class Bound:
 
 class Repeat:
     """A program called again on the same state: what does not change is looked up once."""
+
+    atomic = False
 
     def __init__(
         self, lowered: Lowered, bound: Bound, P: dict[Any, Any], given: Mapping[str, Any], ranges: list[Any]
