@@ -20,6 +20,7 @@ from tensorgraph.backends import cpu
 from tensorgraph.built import Options
 from tensorgraph.errors import TensorgraphError
 from tensorgraph.op import REGISTRY
+from tests.test_c_random import _Writer
 
 pytestmark = pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler")
 
@@ -117,6 +118,42 @@ def test_other_shapes_and_saved_states_work_as_before(cache):
     state = two.load(saved)
     value, _ = two(state, **batch(0))
     assert np.asarray(value).tobytes() == want["loss 0"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_programs_that_are_taken_up(cache, monkeypatch, seed):
+    """Compiled, taken up, and with nothing kept: the same bits, in the state, too."""
+    monkeypatch.setattr(kept, "FEWEST", 0)
+    updates = [
+        tg.optim.SGD(0.1, momentum=0.9, clip=1.0),
+        tg.optim.AdamW(tg.optim.cosine(1e-2, 10, 2)),
+        tg.optim.SGD(0.1),
+    ]
+
+    def trained() -> tuple[list[Any], bool]:
+        r, w = np.random.default_rng(seed), _Writer(seed, "float32")
+        outputs = [t for t in w.write().outputs.values() if t.dtype.is_float]
+        names = [t.label for t in tg.Graph(outputs).inputs.values() if t.dtype.is_float and r.random() < 0.6]
+        swap = {n: tg.ops.param(n, t.shape, t.dtype) for n, t in tg.Graph(outputs).inputs.items() if n in names}
+        graph = tg.Graph(outputs).map(leaf=lambda t: swap.get(t.label) if t.op.name == "input" else None)
+        loss = sum(
+            (tg.mean(tg.square(t)) for t in graph.outputs.values()), tg.mean(tg.square(tg.ops.param("own", (3,))))
+        )
+        step = tg.compile(
+            loss, update=updates[seed % 3], backend="c", strict=seed == 4, remat="block" if seed == 3 else "none"
+        )
+        values = {t.label: a for t, a in w.values.items()} | {"own": np.ones(3, "f4")}
+        state = step.init({n: values[n] for n in step.params})
+        found = []
+        for _ in range(3):
+            value, state = step(state, **{n: values[n] for n in step.inputs})
+            found.append(np.asarray(value).tobytes())
+        return [*found, *(np.asarray(a).tobytes() for a in state.values())], from_disk(step)
+
+    first, second = trained(), trained()
+    monkeypatch.setenv("TENSORGRAPH_KEEP", "0")
+    assert first[0] == second[0] == trained()[0]
+    assert second[1] or not list(cache.rglob("*.json"))
 
 
 def test_a_run_of_the_command_line_starts_at_once(cache):
