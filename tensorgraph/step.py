@@ -107,6 +107,7 @@ class Step:
         self._here = current_scope(), caller()  # where the update stands, whenever it is made
         self.compiled = Compiled(self._source, tree, options, self._name)
         self._place = {n.removeprefix("value/"): i for i, n in enumerate(self.compiled.signature.results)}
+        self._only = self._place[tree] if type(tree) is str else None
         leaves = self.compiled.signature.leaves  # every entry of the state: its dtype, and whether it is one number
         self._entries = {f"params/{n}": (p.dtype, not p.shape) for n, p in self.params.items()}
         for k in self.compiled.signature.donated.values():
@@ -275,8 +276,7 @@ class Step:
                     state.spoil()
                 raise
             if found is not None:
-                plain = type(self.tree) is str
-                value = found[self._place[self.tree]] if plain else self._values(found)
+                value = found[self._only] if self._only is not None else self._values(found)
                 after = State(state._arrays, self)
                 after.repeat, state._arrays = state.repeat, None
                 return value, after

@@ -134,7 +134,7 @@ class Repeat:
     atomic = True
 
     def __init__(self, native: Native, P: dict[str, Any], given: Mapping[str, Any], ranges: Ranges) -> None:
-        self.native = native
+        self.native, self.results = native, native.results
         self.pointers = native.frame.pointers.copy()
         leaves = native.image.leaves
         self.held = {k: P[k] for k in leaves if k not in given}
@@ -173,7 +173,7 @@ class Repeat:
             if bad == 2:
                 return None
             raise out_of_range()
-        return [a.copy() if a.shape else a[()] for a in self.native.results]
+        return [a.copy() if a.shape else a[()] for a in self.results]
 
 
 __all__ = ["Call", "Frame", "Image", "Native", "Range", "Ranges", "Repeat", "out_of_range"]
