@@ -105,6 +105,7 @@ class Step:
         self.trained = {n: p for n, p in graph.params.items() if p.attrs.get("trained", True) and p.dtype.is_float}
         self.tree, self.options, self.update, self._flat = tree, options, copy.copy(update), flat
         self._here = current_scope(), caller()  # where the update stands, whenever it is made
+        self._keeps = kept.wanted(options)
         self.compiled = Compiled(self._source, tree, options, self._name)
         self._place = {n.removeprefix("value/"): i for i, n in enumerate(self.compiled.signature.results)}
         self._only = self._place[tree] if type(tree) is str else None
@@ -115,8 +116,11 @@ class Step:
 
     def _name(self) -> str | None:
         """What the step is called on disk."""
-        clock = self._clock if kept.wanted(self.options) else None
-        return None if clock is None else kept.key(self._flat, self.tree, self.update, clock, self.options)
+        clock = self._clock if self._keeps else None
+        if clock is None:
+            return None
+        with at(*self._here):
+            return kept.key(self._flat, self.tree, self.update, clock, self.options)
 
     @functools.cached_property
     def _clock(self) -> Clock | None:
@@ -153,7 +157,7 @@ class Step:
     def _update(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         grads = self.grads
         with at(*self._here):
-            return self.update.build(self.params, grads, self._clock if kept.wanted(self.options) else None)
+            return self.update.build(self.params, grads, self._clock if self._keeps else None)
 
     @property
     def slots(self) -> dict[str, Tensor]:

@@ -107,6 +107,16 @@ def test_all_else_is_read_off_the_graph(cache):
     assert two.slots.keys() == one.slots.keys() and two.grads.keys() == one.grads.keys()
 
 
+def test_where_it_is_asked_for_its_graph_does_not_matter(cache, monkeypatch):
+    run(*compiled())
+    step, model = compiled()
+    run(step, model)
+    assert from_disk(step)
+    monkeypatch.setenv("TENSORGRAPH_KEEP", "0")
+    with tg.scope("elsewhere"):
+        assert step.graph.params and step.source
+
+
 def test_other_shapes_and_saved_states_work_as_before(cache):
     one, model = compiled({"T": 8})
     want, more = run(one, model), run(one, model, rows=5)
